@@ -1,0 +1,232 @@
+"""Clean scenes mosaiced and noised on the fly: display images brought back to linear light, linear images, or clean raws.
+
+A sample is: a crop of a scene, flipped or transposed, at a random exposure, seen by a random sensor (camera matrix, Poisson-Gaussian
+noise), sampled by an RGGB mosaic. Flips come before the mosaic, so the CFA phase is always right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from library.config import Component, Location
+from library.datasets import order, samples
+from library.datasets.batch import Batch
+from library.datasets.sensors import AnySensor, ParametricSensor, Range
+from library.datasets.store import Scene, SceneStore
+from library.errors import DataError, RawFileError
+from library.files.picture import read_image
+from library.files.raw import read_raw
+from library.ops.cfa import pack_cfa, sample_cfa
+from library.ops.color import lin_rec2020_to_lin_srgb, lin_srgb_to_camera_rgb
+from library.ops.demosaic import demosaic_half_size
+from library.ops.levels import normalize_levels
+from library.ops.noise import add_poisson_gaussian
+from library.ops.transfer import srgb_decode
+
+_STORE_VERSION = 1
+_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".jxl", ".hdr", ".exr")
+
+
+class Config(Component):
+    kind: Literal["synthetic"] = "synthetic"
+    scenes: Literal["samples"] | Location = "samples"
+    """A folder (searched with its subfolders) of clean raws, linear EXR or display images; `samples` is a score of scenes that need no
+    download: photographs that scikit-image ships and dead-leaves images."""
+    held_out: tuple[str, ...] | float = 0.2
+    """Scenes for validation, never trained on: their names, or a fraction, chosen by a hash of the name so that a growing folder moves
+    no scene from one side to the other."""
+    crop: int = Field(128, ge=16, multiple_of=2)
+    """Full-resolution pixels a side of a training crop."""
+    validation_crop: int = Field(256, gt=160, multiple_of=2)
+    """Full-resolution pixels a side of the centre crop that validation sees of each scene; MS-SSIM needs more than 160."""
+    exposure_ev: Range = (-2.0, 0.0)
+    """Stops by which a scene is brightened, at random; absolute-scale models must know every exposure."""
+    flips: bool = True
+    """Mirror and transpose at random."""
+    sensor: AnySensor = ParametricSensor()
+    """What cameras and noise to draw."""
+
+    @property
+    def planes(self) -> int:
+        """Channels of a noisy sample: packed R, G1, G2, B."""
+        return 4
+
+    def prepare(self, folder: str | Path) -> Path:
+        """Build the scene store under `folder`, or find the one made of the same sources. Returns its path.
+
+        raises  DataError naming the folder or file that cannot be used
+        """
+        if self.scenes == "samples":
+            digest, scenes = samples.DIGEST, samples.sample_scenes()
+        else:
+            files = _scene_files(self.scenes)
+            digest, scenes = _digest(files), _read_scenes(Path(self.scenes), files)
+        store = Path(folder) / f"scenes-{hashlib.sha256(f'{_STORE_VERSION} {digest}'.encode()).hexdigest()[:16]}"
+        if not store.exists():
+            SceneStore.create(store, scenes, digest)
+        return store
+
+    def open(self, store: str | Path, seed: int) -> Synthetic:
+        """The data set over a prepared store."""
+        return Synthetic(self, SceneStore(store), seed)
+
+
+class Synthetic:
+    """Training batches and validation items as pure functions of the seed, the step and the slot."""
+
+    def __init__(self, config: Config, store: SceneStore, seed: int) -> None:
+        self.config = config
+        self.store = store
+        self.seed = seed
+        self.training_scenes, self.validation_scenes = self._split()
+
+    @property
+    def digest(self) -> str:
+        """Names the scenes this data set draws from."""
+        return self.store.digest
+
+    def batch(self, step: int, slots: Sequence[int], *, batch_size: int) -> Batch:
+        """The samples of some slots of step `step`'s global batch."""
+        return Batch.stack([self._training_item(step, slot, batch_size) for slot in slots])
+
+    def validation_item(self, index: int) -> tuple[str, Batch]:
+        """Name and one-image batch of validation scene `index`: centre crop, sensor and noise fixed by the seed, exposure in the middle."""
+        scene = self.validation_scenes[index]
+        rng = order.validation_random(self.seed, index)
+        height, width = self.store.size(scene)
+        crop = self.config.validation_crop
+        rgb = self.store.crop(scene, (height - crop) // 2, (width - crop) // 2, crop, crop)
+        return self.store.names[scene], self._observed(scene, rgb, sum(self.config.exposure_ev) / 2, rng)
+
+    def _training_item(self, step: int, slot: int, batch_size: int) -> Batch:
+        chosen = order.scene_at(self.seed, step, slot, batch_size=batch_size, num_scenes=len(self.training_scenes))
+        scene = self.training_scenes[chosen]
+        rng = order.training_random(self.seed, step, slot)
+        height, width = self.store.size(scene)
+        crop = self.config.crop
+        rgb = self.store.crop(
+            scene, int(rng.integers(height - crop + 1)), int(rng.integers(width - crop + 1)), crop, crop
+        )
+        if self.config.flips:
+            mirror_rows, mirror_columns, transpose = rng.integers(2, size=3)
+            rgb = rgb[:: -1 if mirror_rows else 1, :: -1 if mirror_columns else 1]
+            rgb = rgb.transpose(1, 0, 2) if transpose else rgb
+        return self._observed(scene, rgb, rng.uniform(*self.config.exposure_ev), rng)
+
+    def _observed(self, scene: int, rgb: np.ndarray, exposure_ev: float, rng: np.random.Generator) -> Batch:
+        """What a sensor drawn from `rng` makes of a noise-free crop (H, W, 3)."""
+        sensor = self.config.sensor.draw(rng)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        clean = torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+        xyz_to_camera = self.store.matrix(scene)
+        if xyz_to_camera is None:
+            xyz_to_camera = sensor.xyz_to_camera
+            # Photons are not negative, though a colour outside the camera's gamut would come out so.
+            clean = lin_srgb_to_camera_rgb(clean, xyz_to_camera=torch.from_numpy(xyz_to_camera)).clamp_min(0)
+        clean = clean * 2.0**exposure_ev
+        return observe(clean, xyz_to_camera, sensor.a, sensor.b, generator=generator)
+
+    def _split(self) -> tuple[list[int], list[int]]:
+        names = self.store.names
+        if isinstance(self.config.held_out, float):
+            by_hash = sorted(range(len(names)), key=lambda i: hashlib.sha256(names[i].encode()).digest())
+            validation = by_hash[: round(self.config.held_out * len(names))]
+        else:
+            unknown = sorted(set(self.config.held_out) - set(names))
+            if unknown:
+                raise DataError(
+                    f"dataset.held_out names {', '.join(unknown)}, which are no scenes; there are: {', '.join(names)}"
+                )
+            validation = [names.index(name) for name in self.config.held_out]
+        training = [i for i in range(len(names)) if i not in set(validation)]
+        if not training or not validation:
+            raise DataError(
+                f"dataset.held_out leaves {len(training)} scenes to train on and {len(validation)} to validate on, of {len(names)}: "
+                "give it names or a fraction that leaves at least one of each"
+            )
+        for key, scenes in (("crop", training), ("validation_crop", validation)):
+            side = getattr(self.config, key)
+            small = [names[i] for i in scenes if min(self.store.size(i)) < side]
+            if small:
+                raise DataError(
+                    f"dataset.{key} is {side} px, but these scenes are smaller: {', '.join(small)}; lower it, or remove them"
+                )
+        return training, validation
+
+
+def observe(clean: torch.Tensor, xyz_to_camera: np.ndarray, a: float, b: float, *, generator: torch.Generator) -> Batch:
+    """One exposure of a scene through an RGGB mosaic.
+
+    clean    (3, H, W) camera RGB, white at 1, even sides; what is above 1 saturates
+    a, b     noise: Var(x) = a x + b
+    returns  a batch of one image; its mask leaves out pixels that saturate in any channel
+    """
+    noisy = add_poisson_gaussian(sample_cfa(clean), a, b, generator=generator).clamp_max(1)
+    return Batch(
+        noisy=pack_cfa(noisy)[None],
+        clean=clean.clamp_max(1)[None],
+        mask=(clean < 1).all(dim=0).float()[None, None],
+        xyz_to_camera=torch.from_numpy(xyz_to_camera).float()[None],
+    )
+
+
+def _scene_files(folder: str) -> list[Path]:
+    if not Path(folder).is_dir():
+        raise DataError(
+            f"dataset.scenes: {folder} is not a folder; give a folder of clean images or raws, or 'samples'"
+        )
+    files = sorted(
+        p
+        for p in Path(folder).rglob("*")
+        if p.is_file() and not p.name.startswith(".") and p.suffix.lower() not in (".json", ".txt")
+    )
+    if not files:
+        raise DataError(f"dataset.scenes: {folder} holds no files; give a folder of clean images or raws, or 'samples'")
+    return files
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """Of the contents, in order; names count too, since they decide the split."""
+    return hashlib.sha256(
+        json.dumps([[f.name, hashlib.sha256(f.read_bytes()).hexdigest()] for f in files]).encode()
+    ).hexdigest()
+
+
+def _read_scenes(root: Path, files: Sequence[Path]) -> Iterator[Scene]:
+    for file in files:
+        name = os.fspath(file.relative_to(root).with_suffix(""))
+        yield _display_scene(name, file) if file.suffix.lower() in _PICTURES else _raw_scene(name, file)
+
+
+def _display_scene(name: str, file: Path) -> Scene:
+    image = read_image(file)
+    rgb = torch.from_numpy(image.rgb).permute(2, 0, 1)
+    if image.encoding == "srgb":
+        rgb = srgb_decode(rgb)
+    if image.color_space == "rec2020":
+        rgb = lin_rec2020_to_lin_srgb(rgb)
+    return Scene(name, rgb.permute(1, 2, 0).numpy(), "lin_srgb")
+
+
+def _raw_scene(name: str, file: Path) -> Scene:
+    """A clean raw at half size: each 2x2 tile becomes one pixel, so that the truth holds no demosaicing artefact."""
+    raw = read_raw(file)
+    if raw.xyz_to_camera is None:
+        raise RawFileError(
+            file,
+            "its camera's colour matrix is unknown, so it cannot serve as a training scene; remove it from the folder",
+        )
+    mosaic = normalize_levels(
+        torch.from_numpy(raw.mosaic.astype(np.float32)), torch.from_numpy(raw.black_level), float(raw.white_level)
+    )
+    rgb = demosaic_half_size(mosaic, cfa=raw.cfa)
+    return Scene(name, rgb.permute(1, 2, 0).numpy(), "camera_rgb", raw.xyz_to_camera)

@@ -1,0 +1,128 @@
+"""The EXIF values that travel from a raw file to what is made of it: one table for reading and for writing.
+
+A whitelist, because copied structural tags and maker notes break the file that receives them.
+
+Source: EXIF 2.32 (CIPA DC-008), tables 4 to 9; TIFF 6.0 for Artist and Copyright.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import exifread
+
+from library.files import ciff
+from library.files.tiff import Tag, TagType
+
+ExifValue = str | int | float | list[int] | list[float]
+
+MAKE, MODEL = 271, 272
+EXPOSURE_TIME, F_NUMBER, DATE_TIME_ORIGINAL, FOCAL_LENGTH = 33434, 33437, 36867, 37386
+ISO, SENSITIVITY_TYPE, RECOMMENDED_EXPOSURE_INDEX = 34855, 34864, 34866
+
+ISO_CEILING = 65535
+"""The largest value of the 16-bit ISO tag: it means "this or more", and RecommendedExposureIndex then has the speed."""
+
+
+class _Field(NamedTuple):
+    number: int
+    type: TagType
+    in_ifd0: bool = False
+
+
+FIELDS = {
+    "Artist": _Field(315, TagType.ASCII, in_ifd0=True),
+    "Copyright": _Field(33432, TagType.ASCII, in_ifd0=True),
+    "ExposureProgram": _Field(34850, TagType.SHORT),
+    "DateTimeOriginal": _Field(DATE_TIME_ORIGINAL, TagType.ASCII),
+    "OffsetTimeOriginal": _Field(36881, TagType.ASCII),
+    "ExposureBiasValue": _Field(37380, TagType.SRATIONAL),
+    "MaxApertureValue": _Field(37381, TagType.RATIONAL),
+    "MeteringMode": _Field(37383, TagType.SHORT),
+    "Flash": _Field(37385, TagType.SHORT),
+    "SubSecTimeOriginal": _Field(37521, TagType.ASCII),
+    "FocalLengthIn35mmFilm": _Field(41989, TagType.SHORT),
+    "BodySerialNumber": _Field(42033, TagType.ASCII),
+    "LensSpecification": _Field(42034, TagType.RATIONAL),
+    "LensMake": _Field(42035, TagType.ASCII),
+    "LensModel": _Field(42036, TagType.ASCII),
+    "LensSerialNumber": _Field(42037, TagType.ASCII),
+}
+
+
+def read_tags(data: bytes) -> dict[int, Any]:
+    """Tags of the first and the EXIF IFD by number: text, or a list of numbers (0 for a fraction over zero).
+
+    data  the beginning of a raw file or the whole of it: TIFF and its relatives, RAF, CR3 or CIFF
+    returns  whatever can be read; what is damaged or in an unknown container is left out
+    """
+    if data[6:14] == ciff.SIGNATURE:
+        return {**ciff.read_tags(data)}
+    # exifread reports damage through logging, which prints where nothing is configured.
+    logging.getLogger("exifread").addHandler(_SILENCE)
+    tags: dict[int, Any] = {}
+    for block in _exif_blocks(data):
+        try:
+            found = exifread.process_file(io.BytesIO(block), details=False, extract_thumbnail=False)
+        except Exception:
+            # Whatever a damaged directory trips over in the parser: metadata is welcome, the mosaic is what counts.
+            continue
+        for ifd in ("EXIF", "Image"):  # Kodak keeps EXIF tags in IFD0; where both have one, EXIF's counts
+            for name, tag in found.items():
+                if name.startswith(f"{ifd} "):
+                    tags.setdefault(tag.tag, _plain(tag.values))
+    return tags
+
+
+def whitelisted(tags: Mapping[int, Any]) -> dict[str, ExifValue]:
+    """The values of `FIELDS` that are there and say something, by name, ready for JSON."""
+    values = {}
+    for name, field in FIELDS.items():
+        value = tags.get(field.number)
+        if value and (field.type is TagType.ASCII) == isinstance(value, str):
+            values[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
+    return values
+
+
+def exif_tags(values: Mapping[str, ExifValue], *, in_ifd0: bool) -> list[Tag]:
+    """The tags of IFD0, or else of the EXIF IFD, that hold these values."""
+    return [
+        Tag(field.number, field.type, values[name])
+        for name, field in FIELDS.items()
+        if name in values and field.in_ifd0 == in_ifd0
+    ]
+
+
+_SILENCE = logging.NullHandler()
+
+
+def _exif_blocks(data: bytes) -> Iterator[bytes]:
+    """Where a container keeps TIFF structures that exifread understands."""
+    if data[:8] == b"FUJIFILM":
+        yield data[int.from_bytes(data[84:88], "big") :]  # RAF: in the preview JPEG
+    elif data[4:8] == b"ftyp":
+        for box in (b"CMT1", b"CMT2"):  # CR3: IFD0 and the EXIF IFD, each a TIFF of its own
+            start = data.find(box, 0, 1 << 20)
+            if start >= 0:
+                yield data[start + 4 :]
+    elif data[:2] in (b"II", b"MM"):
+        yield data
+
+
+def _plain(values: Any) -> str | list[int] | list[float]:
+    if isinstance(values, bytes):
+        values = values.decode(errors="replace")
+    if isinstance(values, str):
+        return values.strip()
+    return [_number(value) for value in values]
+
+
+def _number(value: Any) -> int | float:
+    if isinstance(value, Sequence):  # exifread gives a float as a tuple of one
+        value = value[0]
+    if isinstance(value, int | float):
+        return value
+    return value.numerator / value.denominator if value.denominator else 0.0

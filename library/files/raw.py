@@ -1,0 +1,300 @@
+"""Raw files as they were recorded: the mosaic of the active area, its levels, and what the camera said about it.
+
+Packing, normalising and forcing a CFA phase are ops on the result. LibRaw decodes; what it does not tell (make, model,
+exact exposure, a DNG's own tags) comes from the file's EXIF.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rawpy
+
+from library.errors import RawFileError
+from library.files import ciff, exif, headless
+from library.files.exif import ExifValue
+from library.files.metadata import ImageMetadata
+
+BAYER_PHASES = ("RGGB", "GRBG", "GBRG", "BGGR")
+
+# LibRaw's flip has bits for mirror (1), upside down (2) and transpose (4).
+_ORIENTATION_OF_FLIP = {0: 1, 1: 2, 3: 3, 2: 4, 4: 5, 6: 6, 7: 7, 5: 8}
+
+_COLOR_MATRICES = {50778: 50721, 50779: 50722}  # DNG CalibrationIlluminant1, 2 -> ColorMatrix1, 2
+_D65 = 21
+_NOISE_PROFILE = 51041
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RawImage:
+    """One raw file. None and "" mean that the file does not say.
+
+    mosaic                  uint16 (H, W) DN of the active area: no optical-black borders, whole even where odd-sized
+    cfa                     the letters of the top-left 2x2 tile, row by row: RGGB, GRBG, GBRG or BGGR
+    black_level             (2, 2) DN by CFA tile position
+    white_level             DN at which a photosite saturates; LibRaw's, which other decoders may put elsewhere
+    camera_white_level      (2, 2) DN by CFA tile position, where the maker notes have it
+    as_shot_white_balance   (3,) R, G, B multipliers, G = 1
+    xyz_to_camera           (3, 3) for D65, rows R, G, B, as LibRaw knows the camera or else as the DNG says
+    exposure_time           s
+    focal_length            mm
+    timestamp               ISO 8601 on the camera's clock, without zone
+    orientation             EXIF code 1 to 8; the mosaic is not turned
+    pixel_aspect            width of a photosite over its height
+    sha256                  of the whole file, whose very bytes were decoded
+    noise_profile           (a, b) for all CFA planes or for each: variance a*x + b at x in [0, 1] (DNG NoiseProfile)
+    exif                    whitelisted values by EXIF name (`library.files.exif.FIELDS`)
+    """
+
+    path: str
+    mosaic: np.ndarray
+    cfa: str
+    black_level: np.ndarray
+    white_level: int
+    decoder: str
+    sha256: str
+    camera_white_level: np.ndarray | None = None
+    as_shot_white_balance: np.ndarray | None = None
+    xyz_to_camera: np.ndarray | None = None
+    make: str = ""
+    model: str = ""
+    iso: float | None = None
+    exposure_time: float | None = None
+    f_number: float | None = None
+    focal_length: float | None = None
+    timestamp: str | None = None
+    orientation: int = 1
+    pixel_aspect: float = 1.0
+    noise_profile: tuple[tuple[float, float], ...] | None = None
+    exif: Mapping[str, ExifValue]
+
+    @property
+    def height(self) -> int:
+        return self.mosaic.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.mosaic.shape[1]
+
+    def metadata(self) -> ImageMetadata:
+        """What a file made of this one should say."""
+        shared = {field.name for field in fields(ImageMetadata)} & {field.name for field in fields(self)}
+        return ImageMetadata(original_name=Path(self.path).name, **{name: getattr(self, name) for name in shared})
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field but the mosaic, with `height` and `width`, in plain JSON types."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "mosaic"}
+        plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
+        profile = [list(pair) for pair in self.noise_profile] if self.noise_profile else None
+        return plain | {"noise_profile": profile, "exif": dict(self.exif), "height": self.height, "width": self.width}
+
+
+def read_raw(path: str | Path) -> RawImage:
+    """Reads a Bayer raw file of any camera LibRaw knows, or a headless one that has a sidecar.
+
+    raises  RawFileError, saying why and what to do: missing, empty, damaged or unsupported files, and those that hold
+            no 2x2 Bayer mosaic (linear DNG, Foveon, monochrome, four colours, X-Trans) or impossible levels
+    """
+    path = Path(path)
+    data = _bytes_of(path)
+    image = _read_with_libraw(path, data) if headless.is_container(data[:32]) else _read_headless(path, data)
+    if image.white_level <= image.black_level.max():
+        raise RawFileError(
+            path,
+            f"its white level {image.white_level} is not above its black level {image.black_level.max():g}: the file "
+            "is damaged or its camera misunderstood; correct the levels with a DNG converter",
+        )
+    return image
+
+
+def _bytes_of(path: Path) -> bytes:
+    if path.is_dir():
+        raise RawFileError(path, "is a folder: name a raw file inside it")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise RawFileError(path, "does not exist: check the path") from error
+    except OSError as error:
+        raise RawFileError(path, f"cannot be read ({error.strerror}): check its permissions and the disk") from error
+    if not data:
+        raise RawFileError(path, "is empty (0 bytes): copy it again from the card or the backup")
+    return data
+
+
+def _read_headless(path: Path, data: bytes) -> RawImage:
+    sidecar, mosaic = headless.read_sidecar(path, data)
+    white_balance = sidecar.as_shot_white_balance
+    return RawImage(
+        path=str(path),
+        mosaic=mosaic,
+        cfa=sidecar.cfa,
+        black_level=np.broadcast_to(np.array(sidecar.black_level, np.float32), (2, 2)).copy(),
+        white_level=sidecar.white_level,
+        decoder="16-bit little-endian samples described by a sidecar",
+        sha256=hashlib.sha256(data).hexdigest(),
+        as_shot_white_balance=None if white_balance is None else _white_balance(white_balance),
+        xyz_to_camera=None if sidecar.xyz_to_camera is None else np.array(sidecar.xyz_to_camera),
+        make=sidecar.make,
+        model=sidecar.model,
+        iso=sidecar.iso,
+        orientation=sidecar.orientation,
+        exif={},
+    )
+
+
+def _read_with_libraw(path: Path, data: bytes) -> RawImage:
+    tags = exif.read_tags(data)
+    try:
+        with rawpy.imread(io.BytesIO(data)) as raw:
+            raw.unpack()
+            _refuse_all_but_bayer(path, raw)
+            return _raw_image(path, data, raw, tags)
+    except (rawpy.LibRawError, rawpy.NotSupportedError, NotImplementedError) as error:
+        raise RawFileError(path, _why_unreadable(path, data, tags, error)) from error
+
+
+def _raw_image(path: Path, data: bytes, raw: rawpy.RawPy, tags: Mapping[int, Any]) -> RawImage:
+    tile = _top_left_tile(raw)
+    camera_white = raw.camera_white_level_per_channel
+    shot = raw.other
+    return RawImage(
+        path=str(path),
+        mosaic=raw.raw_image_visible.copy(),
+        cfa=_letters(tile),
+        black_level=np.array(raw.black_level_per_channel, np.float32)[tile],
+        white_level=int(raw.white_level),
+        camera_white_level=np.array(camera_white, np.float32)[tile] if camera_white and all(camera_white) else None,
+        as_shot_white_balance=_white_balance(raw.camera_whitebalance),
+        xyz_to_camera=_xyz_to_camera(raw, tags),
+        make=_text(tags, exif.MAKE),
+        model=_text(tags, exif.MODEL),
+        iso=_iso(shot.iso_speed, tags),
+        exposure_time=_positive(tags, exif.EXPOSURE_TIME, otherwise=shot.shutter_speed),
+        f_number=_positive(tags, exif.F_NUMBER, otherwise=shot.aperture),
+        focal_length=_positive(tags, exif.FOCAL_LENGTH, otherwise=shot.focal_length),
+        timestamp=_timestamp(_text(tags, exif.DATE_TIME_ORIGINAL), otherwise=shot.timestamp),
+        orientation=_ORIENTATION_OF_FLIP.get(raw.sizes.flip, 1),
+        pixel_aspect=float(raw.sizes.pixel_aspect),
+        decoder=f"LibRaw {_LIBRAW} (rawpy {version('rawpy')})",
+        sha256=hashlib.sha256(data).hexdigest(),
+        noise_profile=_noise_profile(tags),
+        exif=exif.whitelisted(tags),
+    )
+
+
+_LIBRAW = ".".join(map(str, rawpy.libraw_version))
+
+
+def _refuse_all_but_bayer(path: Path, raw: rawpy.RawPy) -> None:
+    pattern = raw.raw_pattern
+    if raw.raw_type is not rawpy.RawType.Flat or pattern is None:
+        raise RawFileError(
+            path,
+            "holds several colours per pixel (linear DNG, sRAW, Foveon), so it is already demosaiced: "
+            "use the raw file it was made from",
+        )
+    if raw.num_colors != 3 or raw.color_desc != b"RGBG":
+        raise RawFileError(
+            path,
+            f"has a colour filter array of {raw.num_colors} colours ({raw.color_desc.decode()}): "
+            "only red, green and blue Bayer mosaics can be used",
+        )
+    if pattern.shape == (6, 6):
+        raise RawFileError(
+            path,
+            "is an X-Trans mosaic (6x6): it needs a path over demosaiced linear RGB, which does not exist yet; "
+            "only 2x2 Bayer mosaics can be used",
+        )
+    if pattern.shape != (2, 2) or _letters(_top_left_tile(raw)) not in BAYER_PHASES:
+        raise RawFileError(
+            path,
+            f"has no 2x2 Bayer colour filter array (its pattern repeats every {pattern.shape[0]} x "
+            f"{pattern.shape[1]} photosites): only Bayer mosaics can be used",
+        )
+
+
+def _why_unreadable(path: Path, data: bytes, tags: Mapping[int, Any], error: Exception) -> str:
+    said = error.args[0].decode(errors="replace") if error.args and isinstance(error.args[0], bytes) else str(error)
+    if path.suffix.lower() == ".gpr":
+        return (
+            f"is a GoPro GPR, compressed with VC-5, which LibRaw {_LIBRAW} cannot decode: "
+            "convert it to DNG with GoPro's gpr_tools or Adobe DNG Converter"
+        )
+    truncated = data[6:14] == ciff.SIGNATURE and not tags
+    if truncated or isinstance(error, rawpy.LibRawIOError | rawpy.LibRawDataError):
+        return f"is truncated or damaged (LibRaw: {said}): copy it again from the card or the backup"
+    return (
+        f"is no raw file that LibRaw {_LIBRAW} can read ({said}): it may be truncated, of an unknown camera or "
+        "compression, or no raw file; if other programs open it, convert it to DNG with Adobe DNG Converter"
+    )
+
+
+def _top_left_tile(raw: rawpy.RawPy) -> np.ndarray:
+    """(2, 2) LibRaw colour indices of the active area's first tile; `raw_pattern` counts from the borders' corner."""
+    top, left = raw.sizes.top_margin, raw.sizes.left_margin
+    return np.array([[raw.raw_color(top + y, left + x) for x in range(2)] for y in range(2)])
+
+
+def _letters(tile: np.ndarray) -> str:
+    return "".join("RGBG"[index] for index in tile.flat)
+
+
+def _white_balance(multipliers: Sequence[float]) -> np.ndarray | None:
+    red, green, blue = multipliers[:3]
+    if min(red, green, blue) <= 0:
+        return None
+    return np.array([red / green, 1.0, blue / green])
+
+
+def _xyz_to_camera(raw: rawpy.RawPy, tags: Mapping[int, Any]) -> np.ndarray | None:
+    matrix = raw.rgb_xyz_matrix[:3].astype(np.float64)
+    if matrix.any():
+        return matrix
+    # LibRaw drops a matrix whose illuminant the DNG does not name, as Magic Lantern's do not.
+    matrices = [(_numbers(tags, light), _numbers(tags, number)) for light, number in _COLOR_MATRICES.items()]
+    usable = [(light, values) for light, values in matrices if len(values) == 9 and any(values)]
+    if not usable:
+        return None
+    return np.reshape(next((values for light, values in usable if light == [_D65]), usable[-1][1]), (3, 3))
+
+
+def _noise_profile(tags: Mapping[int, Any]) -> tuple[tuple[float, float], ...] | None:
+    values = _numbers(tags, _NOISE_PROFILE)
+    return tuple(zip(values[::2], values[1::2], strict=False)) or None
+
+
+def _numbers(tags: Mapping[int, Any], number: int) -> list[float]:
+    value = tags.get(number)
+    return value if isinstance(value, list) else []
+
+
+def _text(tags: Mapping[int, Any], number: int) -> str:
+    value = tags.get(number, "")
+    return value if isinstance(value, str) else ""
+
+
+def _positive(tags: Mapping[int, Any], number: int, *, otherwise: float) -> float | None:
+    # A zero in the file means unknown; LibRaw then computes 1 from APEX zeros.
+    value = float((_numbers(tags, number) or [otherwise])[0])
+    return value if value > 0 else None
+
+
+def _iso(speed: float, tags: Mapping[int, Any]) -> float | None:
+    if speed == exif.ISO_CEILING:
+        return _positive(tags, exif.RECOMMENDED_EXPOSURE_INDEX, otherwise=0)
+    return float(speed) if speed > 0 else None
+
+
+def _timestamp(text: str, *, otherwise: datetime) -> str | None:
+    try:
+        return datetime.strptime(text, "%Y:%m:%d %H:%M:%S").isoformat()
+    except ValueError:
+        return otherwise.isoformat() if otherwise.timestamp() > 0 else None

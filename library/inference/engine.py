@@ -1,0 +1,121 @@
+"""A denoiser applied to a whole image through exact tiles; what it needs of memory depends on the tile, not on the image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from library.bundle import Bundle
+from library.errors import BundleError, ConfigError
+from library.files.raw import RawImage
+from library.models.blocks.image_model import ImageModel
+from library.ops.cfa import mirror_pad, pack_cfa, pad_to_rggb, rggb_offset
+from library.ops.levels import normalize_levels
+from library.ops.tiles import Tile, plan_tiles
+
+Precision = Literal["fp32", "bf16"]
+ENGINE_VERSION = "1"
+"""Changes whenever the same raw and bundle would give other samples."""
+DEFAULT_TILE = 512
+"""Model input pixels a side: 1024 photosites, about half a gigabyte of activations for a 32-channel network."""
+
+
+class Patch(NamedTuple):
+    """A rectangle of a picture."""
+
+    top: int
+    left: int
+    pixels: Tensor
+    """(3, height, width) float32"""
+
+
+class Engine:
+    """Runs one bundle. Deterministic: in float32 the result does not depend on the tile size, bit for bit.
+
+    bundle     of a raw denoiser (packed mosaics in, camera RGB out)
+    tile       model input pixels a side; rounded down to the lattice
+    precision  of the network; bf16 is about twice as fast where the processor has it, and no longer exact
+    device     such as "cpu" or "cuda"
+    raises     BundleError when the bundle takes something else; ConfigError when the tile is smaller than the lattice
+    """
+
+    def __init__(
+        self, bundle: Bundle, *, tile: int = DEFAULT_TILE, precision: Precision = "fp32", device: str = "cpu"
+    ) -> None:
+        self.bundle = bundle
+        self.model = bundle.model.to(torch.device(device))
+        self.precision = precision
+        self.tile = tile // self.model.lattice * self.model.lattice
+        if self.model.in_channels != 4:
+            raise BundleError(
+                bundle.path,
+                f"takes {self.model.in_channels} channels, and raw files give 4 packed planes; use a raw denoiser's bundle",
+            )
+        if self.tile <= 0:
+            raise ConfigError(f"tile is {tile}, but this bundle needs at least {self.model.lattice} (its lattice)")
+
+    def camera_rgb(self, raw: RawImage) -> Iterator[Patch]:
+        """The denoised and demosaiced picture, patch by patch.
+
+        yields  patches in the raw's own pixels, each pixel once, row by row: camera RGB, black at 0 and white at 1, no white balance,
+                below 0 and above 1 legal
+        """
+        mosaic = pad_to_rggb(torch.from_numpy(raw.mosaic), raw.cfa)
+        side = 2 * self.model.lattice
+        height, width = mosaic.shape
+        mosaic = mirror_pad(mirror_pad(mosaic, 0, 0, -height % side), 1, 0, -width % side)
+        offset = rggb_offset(raw.cfa)
+        # Levels in the order of the padded mosaic's tile, which starts at R.
+        black_level = torch.from_numpy(np.roll(raw.black_level, offset, (0, 1)))
+
+        def packed(tile: Tile) -> Tensor:
+            window = mosaic[
+                2 * tile.window_rows.start : 2 * tile.window_rows.stop,
+                2 * tile.window_columns.start : 2 * tile.window_columns.stop,
+            ]
+            return pack_cfa(normalize_levels(window, black_level, float(raw.white_level)))
+
+        for patch in run_tiled(
+            self.model, mosaic.shape[0] // 2, mosaic.shape[1] // 2, packed, tile=self.tile, precision=self.precision
+        ):
+            if (cut := _within(patch, offset, raw.height, raw.width)) is not None:
+                yield cut
+
+
+def run_tiled(
+    model: ImageModel,
+    height: int,
+    width: int,
+    window: Callable[[Tile], Tensor],
+    *,
+    tile: int,
+    precision: Precision = "fp32",
+) -> Iterator[Patch]:
+    """Run a model over an image of `height` x `width` input pixels, one tile at a time.
+
+    window  gives the (C, h, w) input of a tile's window
+    yields  patches in output pixels, on the CPU
+    """
+    device = next(model.parameters()).device
+    scale = model.scale
+    for t in plan_tiles(height, width, tile=tile, halo=model.halo, lattice=model.lattice):
+        x = window(t)[None].to(device).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            y = model(x)[0].float()
+        top, left = t.rows.start - t.window_rows.start, t.columns.start - t.window_columns.start
+        bottom, right = top + t.rows.stop - t.rows.start, left + t.columns.stop - t.columns.start
+        core = y[:, scale * top : scale * bottom, scale * left : scale * right]
+        yield Patch(scale * t.rows.start, scale * t.columns.start, core.cpu())
+
+
+def _within(patch: Patch, offset: tuple[int, int], height: int, width: int) -> Patch | None:
+    """The part of a patch of the padded picture that lies in the raw's own `height` x `width`, None if nothing does."""
+    (top, left), (dy, dx) = (patch.top, patch.left), offset
+    rows = slice(max(dy - top, 0), max(dy + height - top, 0))
+    columns = slice(max(dx - left, 0), max(dx + width - left, 0))
+    pixels = patch.pixels[:, rows, columns]
+    return Patch(max(top - dy, 0), max(left - dx, 0), pixels) if pixels.numel() else None

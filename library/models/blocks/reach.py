@@ -1,0 +1,86 @@
+"""How far a network looks, and on which grid: measured on the network, so that it cannot disagree with the code.
+
+A NaN spreads to exactly those outputs that depend on the input it stands in, whatever the weights (0 * NaN is NaN). A column of NaN at
+position q therefore shows the interval of outputs that depend on q. The farthest any such interval extends is the reach; the intervals
+repeat with the lattice (a network with 2^k pooling treats positions differently modulo 2^k).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+_LARGEST_LATTICE = 64
+_WIDEST_PROBE = 4096
+
+
+class Geometry(NamedTuple):
+    reach: int
+    """Input pixels to each side that can change an output pixel."""
+    lattice: int
+    """Period of the network's grid, input pixels."""
+
+    @property
+    def halo(self) -> int:
+        """The reach rounded up to the lattice: what a tile must carry around it."""
+        return -(-self.reach // self.lattice) * self.lattice
+
+
+def probe_geometry(model: nn.Module, in_channels: int, scale: int) -> Geometry:
+    """Reach and lattice of a network in input pixels.
+
+    model    (N, in_channels, h, w) -> (N, C, scale * h, scale * w); left as it was
+    raises   ValueError when every output depends on every input (global pooling), which no tiling can honour
+    """
+    probe = copy.deepcopy(model).float().cpu().eval()
+    lattice = smallest_side(copy.deepcopy(probe).to("meta"), in_channels, scale)
+    width = max(256, 8 * lattice)
+    while width <= _WIDEST_PROBE:
+        positions = torch.arange(2 * lattice) + (width // 2 // lattice - 1) * lattice
+        spread = torch.stack(
+            [_dependents(probe, in_channels, scale, width, lattice, positions, axis) for axis in (2, 3)]
+        )
+        before, after = (positions - spread[..., 0]).amax(0), (spread[..., 1] - positions).amax(0)
+        if (positions - before).min() > 0 and (positions + after).max() < width - 1:
+            for reach in (before, after):
+                if not torch.equal(reach[lattice:], reach[:lattice]):
+                    raise ValueError(
+                        f"{type(model).__name__} does not repeat every {lattice} pixels, so tiles cannot be placed on its grid"
+                    )
+            return Geometry(int(max(before.max(), after.max())), lattice)
+        width *= 2
+    raise ValueError(
+        f"{type(model).__name__} looks farther than {_WIDEST_PROBE // 2} pixels: it has a global operation and cannot be tiled"
+    )
+
+
+def smallest_side(model: nn.Module, in_channels: int, scale: int) -> int:
+    """The smallest square that a network on the meta device takes: with less, a pooling has nothing left or a skip does not fit."""
+    for side in range(1, _LARGEST_LATTICE + 1):
+        try:
+            y = model(torch.empty(1, in_channels, side, side, device="meta"))
+        except RuntimeError:
+            continue
+        if y.shape[-2:] == (scale * side, scale * side):
+            return side
+    raise ValueError(f"{type(model).__name__} takes no square of up to {_LARGEST_LATTICE} pixels")
+
+
+@torch.no_grad()
+def _dependents(
+    model: nn.Module, in_channels: int, scale: int, width: int, height: int, positions: torch.Tensor, axis: int
+) -> torch.Tensor:
+    """(num_positions, 2): first and last output, in input pixels along `axis`, that depend on each position."""
+    intervals = []
+    for position in positions.tolist():
+        shape = [1, in_channels, height, height]
+        shape[axis] = width
+        x = torch.full(shape, 0.5)
+        x.select(axis, position).fill_(torch.nan)
+        y = model(x.contiguous(memory_format=torch.channels_last))
+        hit = y.isnan().any(dim=1, keepdim=True).any(dim=5 - axis, keepdim=True).flatten().nonzero().flatten() // scale
+        intervals.append((int(hit.min()), int(hit.max())) if len(hit) else (position, position))
+    return torch.tensor(intervals)

@@ -1,0 +1,130 @@
+"""A small NAFNet (Chen et al. 2022, "Simple Baselines for Image Restoration") for joint denoising and demosaicing.
+
+Differs from the paper in what tiles and short training ask for: no channel attention (its global pooling would make a tile's result
+depend on the tile), and the network corrects a bilinear demosaic in a variance-stabilised domain, so that at the start, when head and
+residual scales are zero, it *is* the bilinear demosaic.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from library.models.blocks.bilinear import BilinearDemosaic
+from library.models.blocks.image_model import ImageModel, ModelConfig
+from library.models.blocks.precision import full_precision
+from library.models.blocks.stabilizer import Stabilizer
+
+# Brings stabilised samples, mostly in [0, 0.87], to about zero mean and unit size, and the head's first corrections to theirs.
+_INPUT_MEAN, _INPUT_GAIN, _OUTPUT_GAIN = 0.3, 4.0, 0.1
+
+
+class Config(ModelConfig):
+    kind: Literal["nafnet"] = "nafnet"
+    in_channels: Literal[4] = 4
+    """Packed R, G1, G2, B."""
+    width: int = Field(16, gt=0, multiple_of=2)
+    """Channels at the first level; doubles at each level."""
+    encoder_blocks: tuple[int, ...] = Field((1, 1), min_length=1)
+    """Blocks at each level on the way down; between two levels the sides are halved."""
+    middle_blocks: int = Field(2, ge=0)
+    decoder_blocks: tuple[int, ...] = Field((1, 1), min_length=1)
+    """Blocks at each level on the way up, from the coarsest; as many levels as on the way down."""
+    stabilizer_offset: float = Field(0.02, gt=0)
+    """Scene-linear value around which the square root bends; about the noise floor."""
+
+    @model_validator(mode="after")
+    def _as_many_levels_up_as_down(self) -> Config:
+        if len(self.encoder_blocks) != len(self.decoder_blocks):
+            raise ValueError(
+                f"encoder_blocks has {len(self.encoder_blocks)} levels and decoder_blocks {len(self.decoder_blocks)}: give both as many"
+            )
+        return self
+
+    def build(self) -> NAFNet:
+        return NAFNet(self)
+
+
+class NAFNet(ImageModel):
+    """(N, 4, h, w) packed mosaic -> (N, 3, 2h, 2w) camera RGB; h and w multiples of the lattice."""
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.in_channels = config.in_channels
+        self.scale = 2
+        widths = [config.width * 2**level for level in range(len(config.encoder_blocks) + 1)]
+        self.demosaic = BilinearDemosaic()
+        self.stabilizer = Stabilizer(config.stabilizer_offset)
+        self.intro = nn.Conv2d(4, widths[0], 3, padding=1)
+        self.encoder = nn.ModuleList(_blocks(w, n) for w, n in zip(widths, config.encoder_blocks, strict=False))
+        self.down = nn.ModuleList(nn.Conv2d(w, 2 * w, 2, stride=2) for w in widths[:-1])
+        self.middle = _blocks(widths[-1], config.middle_blocks)
+        self.up = nn.ModuleList(nn.Conv2d(2 * w, 4 * w, 1, bias=False) for w in reversed(widths[:-1]))
+        self.decoder = nn.ModuleList(
+            _blocks(w, n) for w, n in zip(reversed(widths[:-1]), config.decoder_blocks, strict=True)
+        )
+        self.head = nn.Conv2d(widths[0], 12, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Levels and colour stay in float32 when the network runs in bfloat16.
+        with full_precision(x):
+            start = self.stabilizer(self.demosaic(x.float()))
+            features = (self.stabilizer(x.float()) - _INPUT_MEAN) * _INPUT_GAIN
+        correction = F.pixel_shuffle(self._network(features), 2)
+        with full_precision(x):
+            return self.stabilizer.inverse(start + _OUTPUT_GAIN * correction.float())
+
+    def _network(self, x: Tensor) -> Tensor:
+        x = self.intro(x)
+        skips = []
+        for blocks, down in zip(self.encoder, self.down, strict=True):
+            x = blocks(x)
+            skips.append(x)
+            x = down(x)
+        x = self.middle(x)
+        for up, blocks, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
+            x = blocks(F.pixel_shuffle(up(x), 2) + skip)
+        return self.head(x)
+
+
+class _Block(nn.Module):
+    """The paper's block (figure 2c) without channel attention. Residual scales start at zero, so the block starts as the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.expand = nn.Conv2d(width, 2 * width, 1)
+        self.depthwise = nn.Conv2d(2 * width, 2 * width, 3, padding=1, groups=2 * width)
+        self.project = nn.Conv2d(width, width, 1)
+        self.beta = nn.Parameter(torch.zeros(width))
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.feed = nn.Conv2d(width, 2 * width, 1)
+        self.merge = nn.Conv2d(width, width, 1)
+        self.gamma = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.beta[:, None, None] * self.project(_gate(self.depthwise(self.expand(_per_pixel(self.norm1, x)))))
+        return x + self.gamma[:, None, None] * self.merge(_gate(self.feed(_per_pixel(self.norm2, x))))
+
+
+def _blocks(width: int, num_blocks: int) -> nn.Sequential:
+    return nn.Sequential(*(_Block(width) for _ in range(num_blocks)))
+
+
+def _gate(x: Tensor) -> Tensor:
+    a, b = x.chunk(2, dim=1)
+    return a * b
+
+
+def _per_pixel(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """Normalise over the channels of each pixel: the same result wherever a tile begins."""
+    return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

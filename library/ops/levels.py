@@ -1,0 +1,59 @@
+"""Sensor counts (DN) to scene-linear values and back.
+
+Levels follow the position in the CFA tile, never a decoder's colour index, and nothing is clipped on the way in:
+clipping at black moves the mean of dark patches (Foi et al. 2008 treat clipped raw noise), and a denoiser would learn
+that as a lift.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def normalize_levels(mosaic: Tensor, black_level: Tensor, white_level: float) -> Tensor:
+    """Sensor counts to scene-linear: black level to 0, white level to 1.
+
+    mosaic       (..., H, W) DN of any dtype and size, top-left pixel at CFA tile (0, 0)
+    black_level  (2, 2) DN, by CFA tile position
+    white_level  DN at which a photosite saturates
+    returns      (..., H, W) float32, unclipped: noise around black stays negative, a count above white exceeds 1
+
+    ValueError when a black level reaches the white level.
+    """
+    black = _tile_levels(black_level, white_level, mosaic)
+    return (mosaic.to(torch.float32) - black) / (white_level - black)
+
+
+def denormalize_levels(scene_linear: Tensor, black_level: Tensor, white_level: float) -> Tensor:
+    """Scene-linear to sensor counts: the inverse of `normalize_levels`.
+
+    scene_linear  (..., H, W), below 0 and above 1 legal
+    black_level   (2, 2) DN, by CFA tile position
+    white_level   DN at which a photosite saturates
+    returns       (..., H, W) DN as float32, unclipped and not rounded: see `quantize`
+
+    ValueError when a black level reaches the white level.
+    """
+    black = _tile_levels(black_level, white_level, scene_linear)
+    return scene_linear.to(torch.float32) * (white_level - black) + black
+
+
+def quantize(values: Tensor) -> Tensor:
+    """Counts as a file stores them: rounded to the nearest integer (ties to even) and clipped to 0 ... 65535.
+
+    values   (...) DN, finite
+    returns  (...) uint16
+    """
+    return values.round().clamp(0, torch.iinfo(torch.uint16).max).to(torch.uint16)
+
+
+def _tile_levels(black_level: Tensor, white_level: float, mosaic: Tensor) -> Tensor:
+    """The black level of every site of `mosaic`: (H, W) float32."""
+    if not (black_level < white_level).all():
+        raise ValueError(
+            f"black_level {black_level.tolist()} is not below white_level {white_level}: check the raw's levels"
+        )
+    height, width = mosaic.shape[-2:]
+    tile = black_level.to(mosaic.device, torch.float32)
+    return tile.repeat(-(-height // tile.shape[0]), -(-width // tile.shape[1]))[:height, :width]

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from library.ops.transfer import (
+    gamma22_decode,
+    gamma22_encode,
+    pq_decode,
+    pq_encode,
+    srgb_decode,
+    srgb_encode,
+)
+
+with warnings.catch_warnings():  # of its imports from scipy and matplotlib
+    warnings.simplefilter("ignore")
+    colour = pytest.importorskip("colour")
+
+Transfer = Callable[[Tensor], Tensor]
+PAIRS = [(srgb_encode, srgb_decode), (gamma22_encode, gamma22_decode), (pq_encode, pq_decode)]
+FUNCTIONS = [function for pair in PAIRS for function in pair]
+pairs = pytest.mark.parametrize(("encode", "decode"), PAIRS)
+functions = pytest.mark.parametrize("function", FUNCTIONS)
+
+LINEAR = torch.cat([torch.logspace(-9, 0, 400, dtype=torch.float64), torch.tensor([0.0, 0.0031308, 0.018, 1e-6, 4.0])])
+LINEAR = torch.cat([-LINEAR, LINEAR])
+
+
+@pairs
+def test_decoding_undoes_encoding_below_zero_and_above_one_too(encode: Transfer, decode: Transfer):
+    torch.testing.assert_close(decode(encode(LINEAR)), LINEAR, rtol=1e-5, atol=1e-12)
+    single = LINEAR.float()
+    torch.testing.assert_close(decode(encode(single)), single, rtol=2e-4, atol=1e-9)
+
+
+@functions
+def test_zero_stays_zero_and_one_stays_one(function: Transfer):
+    values = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(function(values), values, rtol=2e-6, atol=0)
+
+
+@pairs
+def test_more_light_is_a_greater_code_and_a_greater_code_never_less_light(encode: Transfer, decode: Transfer):
+    """The standards' pieces do not quite meet, so an inverse may stand still between them."""
+    values = torch.linspace(-1.2, 1.2, 200_001, dtype=torch.float64)
+    assert (encode(values).diff() > 0).all()
+    assert (decode(values).diff() >= 0).all()
+
+
+@pytest.mark.parametrize("function", [srgb_encode, srgb_decode, pq_encode, pq_decode])
+def test_negative_values_mirror_positive_ones(function: Transfer):
+    values = torch.linspace(0, 1.5, 1001)
+    assert torch.equal(function(-values), -function(values))
+
+
+@pytest.mark.parametrize("function", [gamma22_encode, gamma22_decode])
+def test_gamma_leaves_negative_values_alone(function: Transfer):
+    values = torch.linspace(-2, 0, 101)
+    assert torch.equal(function(values), values)
+
+
+@functions
+def test_gradients_are_finite_at_zero_below_it_and_everywhere(function: Transfer):
+    small = torch.finfo(torch.float32).smallest_normal
+    special = [0.0, -0.0, small, -small, 1e-45, -1e-45, 1e-30, 1e-6, 6.06704668e-5, 0.0031308, 0.04045, 1.0, -1.0]
+    values = torch.cat([torch.tensor(special), torch.linspace(-1.5, 1.5, 3001)]).requires_grad_()
+    function(values).sum().backward()
+    assert values.grad is not None
+    assert values.grad.isfinite().all()
+    assert (values.grad >= 0).all()
+    assert (values.grad[:2] > 0).all()  # at 0 itself something is still learned
+
+
+@functions
+def test_gradients_are_those_of_finite_differences(function: Transfer):
+    values = torch.tensor([-0.7, -2e-3, -2e-7, 2e-7, 1e-3, 0.2, 0.9], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(function, values, eps=1e-9, atol=1e-4, rtol=1e-4)
+
+
+def test_the_slope_of_pq_is_bounded_so_that_dark_noise_does_not_rule_a_loss():
+    values = torch.linspace(-1e-4, 1e-4, 10_001, dtype=torch.float64, requires_grad=True)
+    pq_encode(values).sum().backward()
+    assert values.grad is not None
+    assert values.grad.max() < 520
+
+
+def test_srgb_is_that_of_colour_science():
+    values = np.linspace(0, 1, 10_001)
+    np.testing.assert_allclose(
+        srgb_encode(torch.from_numpy(values)), colour.models.eotf_inverse_sRGB(values), atol=1e-12
+    )
+    np.testing.assert_allclose(srgb_decode(torch.from_numpy(values)), colour.models.eotf_sRGB(values), atol=1e-12)
+
+
+def test_pq_is_that_of_colour_science():
+    values = np.concatenate([np.geomspace(1e-6, 1, 10_001), np.linspace(0.01, 1, 1001)])
+    expected = colour.models.oetf_BT2100_PQ(values)
+    np.testing.assert_allclose(pq_encode(torch.from_numpy(values)), expected, rtol=1e-7)
+    np.testing.assert_allclose(pq_encode(torch.from_numpy(values).float()), expected, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(
+        pq_decode(torch.from_numpy(expected)), colour.models.oetf_inverse_BT2100_PQ(expected), rtol=1e-6
+    )
+
+
+def test_pq_codes_100_cd_per_m2_as_the_standard_does():
+    """BT.1886 shows the video signal 1 at 100 cd/m2; PQ (SMPTE ST 2084) gives that the code 0.5081."""
+    scene = torch.tensor([1 / 59.5208], dtype=torch.float64)
+    assert pq_encode(scene).item() == pytest.approx(0.50808, abs=1e-5)
+
+
+def test_the_toe_of_pq_joins_its_curve_and_stays_close_to_it():
+    around = torch.tensor([0.999999e-6, 1.000001e-6], dtype=torch.float64)
+    below, above = pq_encode(around).tolist()
+    assert above == pytest.approx(below, rel=1e-5)
+    toe = np.geomspace(1e-12, 1e-6, 1001)
+    missed = np.abs(pq_encode(torch.from_numpy(toe)).numpy() - colour.models.oetf_BT2100_PQ(toe))
+    assert missed.max() < 3e-5

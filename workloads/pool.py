@@ -1,0 +1,271 @@
+"""Many independent items over supervised Ray actors: bounded in flight, a time limit, attempts, quarantine.
+
+A worker holds what is dear to load (a model) and does one item at a time. An item may raise, kill its process or hang:
+that costs the item an attempt, never the archive. Ray's own tools stop short of this: `ray.util.ActorPool` knows no
+attempts, and Ray Data retries a row that crashes its process for ever, or drops the whole block around it.
+
+The caller has connected Ray. Workers run in a folder of Ray's own, so every path that travels is absolute, and classes
+travel by name, so they live in modules that a worker can import.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Generic, Literal, TypeVar
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+
+from library.errors import StillgrainError
+
+T = TypeVar("T")
+Status = Literal["done", "failed", "quarantined"]
+
+MAX_NODE_LOSSES = 5
+"""Times an item may go down with its node, through no fault of its own, before such a loss costs it an attempt."""
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """What became of one item.
+
+    item      as it was given
+    status    `done`; `failed`: the worker raised; `quarantined`: the worker's process died or overran the time limit
+    result    what the worker returned; None unless done
+    error     why, in words; None if done
+    attempts  how often the item was tried, not counting losses of a node
+    seconds   duration of the last attempt
+    """
+
+    item: T
+    status: Status
+    result: Any
+    error: str | None
+    attempts: int
+    seconds: float
+
+
+def run_pool(
+    worker_class: type,
+    worker_args: tuple[Any, ...],
+    items: Iterable[T],
+    *,
+    num_workers: int,
+    num_cpus: float,
+    num_gpus: float = 0.0,
+    time_limit_s: float,
+    max_attempts: int = 2,
+) -> Generator[Outcome[T], None, None]:
+    """Yield the outcome of every item in order of completion. Closing the generator kills its workers and no others.
+
+    worker_class  its `__init__` loads; its `process(item)` does one item and returns something small that pickles. An
+                  item can be processed again, and when the network splits even twice at once, so outputs must be
+                  published atomically
+    items         read lazily: no more than `num_workers` are read and unfinished at any time
+    num_workers   at most: fewer start for fewer items, or while the cluster has no room for more
+    num_cpus, num_gpus  of one worker
+    time_limit_s  for one call of `process`. Loading, and waiting for the cluster to have room, are not limited
+    max_attempts  for an item whose worker died, hung or raised; a `StillgrainError` is final at once
+
+    Raises what `worker_class.__init__` raises, and StillgrainError if worker after worker dies while loading.
+    """
+    assert num_workers > 0
+    assert max_attempts > 0
+    # A dead worker is replaced by a new actor, not restarted by Ray: with restarts a crash is reported as "temporarily
+    # unavailable", like a lost network, and a crash while loading is repeated without end.
+    options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": 0, "max_task_retries": 0}
+    actor_class: Any = ray.remote(_Worker)
+
+    def start_worker() -> tuple[Any, ray.ObjectRef]:
+        actor = actor_class.options(**options).remote()
+        return actor, actor.load.remote(worker_class, worker_args)
+
+    pool = _Pool(iter(items), start_worker, num_workers, time_limit_s, max_attempts)
+    try:
+        while True:
+            pool.start_workers()
+            yield from pool.take_outcomes()
+            if not pool.has_work:
+                return
+            pool.step()
+    finally:
+        if ray.is_initialized():  # `ray.kill` would start a Ray of its own.
+            pool.kill_workers()
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """The end of one attempt. `final` says that another would be of no use."""
+
+    result: Any = None
+    error: str | None = None
+    final: bool = False
+    seconds: float = 0.0
+
+
+class _Worker:
+    """Lives in the actor's process."""
+
+    def load(self, worker_class: type, worker_args: tuple[Any, ...]) -> str:
+        """Not `__init__`, where Ray would bury the exception in the actor's death. Returns the id of the node."""
+        self.worker = worker_class(*worker_args)
+        return ray.get_runtime_context().get_node_id()
+
+    def process(self, item: Any) -> _Reply:
+        """Errors travel as text, because not every exception survives pickling."""
+        start = time.monotonic()
+        try:
+            result, error, final = self.worker.process(item), None, True
+        except StillgrainError as raised:
+            result, error, final = None, str(raised), True
+        except Exception as raised:
+            result, error, final = None, f"{type(raised).__name__}: {raised}", False
+        return _Reply(result, error, final, time.monotonic() - start)
+
+
+@dataclass
+class _Job(Generic[T]):
+    """An item and how often it was tried."""
+
+    item: T
+    attempts: int = 0
+    node_losses: int = 0
+
+
+@dataclass(frozen=True)
+class _Attempt(Generic[T]):
+    """A job that an actor is busy with."""
+
+    job: _Job[T]
+    actor: Any
+    node_id: str
+    started: float
+
+
+@dataclass
+class _Pool(Generic[T]):
+    """Every live actor is in `loading` or in `running`, under the reference whose arrival ends that state."""
+
+    source: Iterator[T]
+    start_worker: Callable[[], tuple[Any, ray.ObjectRef]]
+    num_workers: int
+    time_limit_s: float
+    max_attempts: int
+    waiting: deque[_Job[T]] = field(default_factory=deque)
+    loading: dict[ray.ObjectRef, Any] = field(default_factory=dict)
+    running: dict[ray.ObjectRef, _Attempt[T]] = field(default_factory=dict)
+    outcomes: list[Outcome[T]] = field(default_factory=list)
+    deaths_while_loading: int = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def take_outcomes(self) -> list[Outcome[T]]:
+        taken, self.outcomes = self.outcomes, []
+        return taken
+
+    def start_workers(self) -> None:
+        while len(self.loading) + len(self.running) < self.num_workers:
+            if len(self.waiting) <= len(self.loading) and not self._read_one():
+                return  # Every item that is left has a worker on its way.
+            actor, loaded = self.start_worker()
+            self.loading[loaded] = actor
+
+    def step(self) -> None:
+        """Wait for an arrival or a deadline, and deal with all that came about."""
+        deadlines = [attempt.started + self.time_limit_s for attempt in self.running.values()]
+        timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        refs = [*self.loading, *self.running]
+        ray.wait(refs, num_returns=1, timeout=timeout)
+        # Asked again, for all: what has finished is not late, however long the caller took over the last outcome.
+        now = time.monotonic()
+        arrived, pending = ray.wait(refs, num_returns=len(refs), timeout=0)
+        for ref in pending:
+            if ref in self.running and now - self.running[ref].started >= self.time_limit_s:
+                self._bury(self.running.pop(ref), f"overran the time limit of {self.time_limit_s:g} s")
+        for ref in arrived:
+            if ref in self.loading:
+                self._on_loaded(ref, self.loading.pop(ref))
+            else:
+                self._on_reply(ref, self.running.pop(ref))
+
+    def kill_workers(self) -> None:
+        for actor in [*self.loading.values(), *(attempt.actor for attempt in self.running.values())]:
+            ray.kill(actor)
+
+    def _read_one(self) -> bool:
+        """Move the next item from the source to the queue. False when there is none."""
+        self.waiting.extend(jobs := [_Job(item) for item in islice(self.source, 1)])
+        return bool(jobs)
+
+    def _assign(self, actor: Any, node_id: str) -> None:
+        if self.waiting or self._read_one():
+            job = self.waiting.popleft()
+            self.running[actor.process.remote(job.item)] = _Attempt(job, actor, node_id, time.monotonic())
+        else:
+            ray.kill(actor)
+
+    def _on_loaded(self, ref: ray.ObjectRef, actor: Any) -> None:
+        try:
+            node_id = ray.get(ref)
+        except RayTaskError as error:
+            ray.kill(actor)
+            raise error.cause from (None if isinstance(error.cause, StillgrainError) else error)
+        except RayActorError as error:
+            ray.kill(actor)
+            self.deaths_while_loading += 1
+            if self.deaths_while_loading >= self.max_attempts * self.num_workers:
+                raise StillgrainError(
+                    f"{self.deaths_while_loading} workers in a row died while loading: give each more memory, or see "
+                    f"the worker's log in Ray's session folder. The last one: {_cause_of_death(error)}"
+                ) from None
+        else:
+            self.deaths_while_loading = 0
+            self._assign(actor, node_id)
+
+    def _on_reply(self, ref: ray.ObjectRef, attempt: _Attempt[T]) -> None:
+        try:
+            reply = ray.get(ref)
+        except RayError as error:
+            job, node_is_lost = attempt.job, isinstance(error, ActorUnavailableError) or not _is_alive(attempt.node_id)
+            if node_is_lost and job.node_losses < MAX_NODE_LOSSES:
+                ray.kill(attempt.actor)
+                job.node_losses += 1
+                self.waiting.append(job)
+            else:
+                self._bury(attempt, f"its worker died: {_cause_of_death(error)}")
+            return
+        self._settle(attempt.job, reply, "done" if reply.error is None else "failed")
+        if reply.final:
+            self._assign(attempt.actor, attempt.node_id)
+        else:
+            # Nobody expected this exception, so the process goes too: after some CUDA errors it would fail every item
+            # it gets, and do so faster than its healthy neighbours do theirs.
+            ray.kill(attempt.actor)
+
+    def _bury(self, attempt: _Attempt[T], error: str) -> None:
+        ray.kill(attempt.actor)
+        self._settle(attempt.job, _Reply(error=error, seconds=time.monotonic() - attempt.started), "quarantined")
+
+    def _settle(self, job: _Job[T], reply: _Reply, status: Status) -> None:
+        job.attempts += 1
+        if reply.final or job.attempts >= self.max_attempts:
+            self.outcomes.append(Outcome(job.item, status, reply.result, reply.error, job.attempts, reply.seconds))
+        else:
+            self.waiting.append(job)
+
+
+def _is_alive(node_id: str) -> bool:
+    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+
+
+def _cause_of_death(error: RayError) -> str:
+    # The indented lines of Ray's message are ids and addresses.
+    lines = [line for line in str(error).splitlines() if not line.startswith("\t")]
+    return textwrap.shorten(" ".join(lines), 400, placeholder=" ...")

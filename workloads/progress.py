@@ -1,0 +1,49 @@
+"""One live line for a training run, on a terminal only: read from the run's own metrics, wherever its workers are."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from library.training.recorder import read_metrics
+
+
+@contextlib.contextmanager
+def follow(run_folder: Path, steps: int) -> Iterator[None]:
+    """Show step, loss and validation of the run in `run_folder` until the block ends; nothing when output is not a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        line = bar.add_task("starting", total=steps)
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(0.5):
+                latest = {f"{entry['split']}/{entry['name']}": entry for entry in read_metrics(run_folder)}
+                if "train/loss" in latest:
+                    shown = [
+                        f"{name} {latest[name]['value']:.4g}" for name in ("train/loss", "val/psnr") if name in latest
+                    ]
+                    bar.update(line, completed=latest["train/loss"]["step"], description="  ".join(shown))
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
