@@ -1,0 +1,1 @@
+"""Everything that is true without Ray: raw files and operations, models, losses, data, training, bundles, inference."""

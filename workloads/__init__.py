@@ -1,0 +1,1 @@
+"""What runs on Ray. Each file that defines a `Config` is one kind of work: `workload: denoise` is `workloads/denoise.py`."""

@@ -8,14 +8,12 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from pydantic import Field, field_validator, model_validator
 
-from library.config import Frozen, Location, to_yaml
+from library.config import Location, to_yaml
 from library.errors import ConfigError
 from library.files.atomic import whole_file
 from library.training.loop import TrainingConfig
@@ -70,6 +68,11 @@ class RunResult:
     """The best weights, with their manifest."""
     metrics: dict[str, float]
     """Of the last validation, with their split: `val/psnr`."""
+    exit_code: int = 0
+
+    def __str__(self) -> str:
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        return f"{self.folder}: trained; {metrics}\nbundle: {self.bundle}\nreport: {self.folder / 'report.html'}"
 
 
 def launch(config: LaunchConfig, prepare: Callable[[], Path]) -> RunResult:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+import rich.progress
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from library.training.recorder import read_metrics
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -47,3 +51,9 @@ def follow(run_folder: Path, steps: int) -> Iterator[None]:
         finally:
             done.set()
             watcher.join()
+
+
+def track(items: Iterable[T], *, total: int, description: str) -> Iterator[T]:
+    """The items as they come, with a bar on a terminal, and nothing elsewhere."""
+    console = Console(stderr=True)
+    return iter(rich.progress.track(items, description, total=total, console=console) if console.is_terminal else items)

@@ -1,1 +1,312 @@
-def write_run_report(folder): ...
+"""A run as one static page that can be mailed: numbers, curves and pictures inside it, nothing fetched, no script needed.
+
+<run folder>/report.html
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jinja2
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from library.files.atomic import whole_file
+from library.inference.ledger import Ledger
+from library.training.recorder import read_metrics
+from workloads.evaluate import METHODS, METRICS, Evaluation, format_metric
+
+_DOMAINS = (
+    "PSNR and MS-SSIM, developed: sRGB primaries and curve, clipped to [0, 1], peak 1. PSNR, linear: linear Rec.2020, unclipped, "
+    "peak 1, the sensor's white. Pixels whose truth saturates do not count."
+)
+_INK, _ACCENT, _SECOND, _LINE = "#1f2428", "#1c6570", "#b5651d", "#d5d9dc"
+_LARGEST_PICTURE = 256
+_LARGEST_TABLE = 200
+
+
+def write_run_report(
+    run_folder: str | Path,
+    *,
+    evaluation: str | Path | None = None,
+    archives: Sequence[str | Path] = (),
+    commands: Sequence[str] = (),
+    seconds: Mapping[str, float] = MappingProxyType({}),
+) -> Path:
+    """Write `report.html` of a run, whole or not at all, and return its path. What the folder does not hold is left out.
+
+    run_folder  of a training run: run.yaml, metrics.jsonl, bundle/manifest.json, images/
+    evaluation  output folder of `workload: evaluate`
+    archives    output folders of `workload: infer`
+    commands    that led here, to be shown
+    seconds     what each step took
+    raises      DataError for an evaluation or a ledger that cannot be read
+    """
+    folder = Path(run_folder)
+    manifest = _json(folder / "bundle" / "manifest.json")
+    metrics = read_metrics(folder)
+    config = folder / "run.yaml"
+    page = _template().render(
+        title=folder.name,
+        summary=_summary(manifest, metrics),
+        tiles=_tiles(manifest),
+        evaluation=_evaluation(Path(evaluation)) if evaluation else None,
+        curves=_curves(metrics, manifest.get("step")),
+        scenes=_validation_scenes(folder / "images"),
+        model=_model_facts(manifest),
+        archives=[_archive(Path(archive)) for archive in archives],
+        commands=commands,
+        seconds=[(step, _duration(value)) for step, value in seconds.items()],
+        config=config.read_text(encoding="utf-8") if config.exists() else None,
+        domains=_DOMAINS,
+    )
+    report = folder / "report.html"
+    with whole_file(report) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return report
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.j2")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+# --- the run -----------------------------------------------------------------------------------------------------------
+
+
+def _summary(manifest: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:
+    steps = max((line["step"] for line in metrics), default=0)
+    if not manifest:
+        return f"A training run after {steps:,} steps, without a bundle yet."
+    return (
+        f"A {manifest['model']['kind']} raw denoiser, trained for {steps:,} steps; "
+        f"its bundle holds the weights of step {manifest['step']:,}, the best in validation."
+    )
+
+
+def _tiles(manifest: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    if not manifest:
+        return []
+    validation = {name.removeprefix("val/"): value for name, value in manifest["metrics"].items()}
+    named = {"psnr": ("Validation PSNR, developed", "dB"), "ms_ssim": ("Validation MS-SSIM", "")}
+    named |= {"psnr.linear": ("Validation PSNR, linear", "dB")}
+    return [
+        *(
+            (label, format_metric(name, validation[name]), unit)
+            for name, (label, unit) in named.items()
+            if name in validation
+        ),
+        ("Parameters", f"{manifest['num_parameters']:,}", ""),
+        ("Cost per pixel", f"{manifest['macs_per_pixel'] / 1e3:,.2f}", "kMAC"),
+    ]
+
+
+def _model_facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if not manifest:
+        return []
+    source, geometry = manifest["input"], manifest["geometry"]
+    return [
+        ("Model", manifest["model"]["kind"]),
+        ("Parameters", f"{manifest['num_parameters']:,}"),
+        ("Multiply-accumulates per output pixel", f"{manifest['macs_per_pixel']:,.0f}"),
+        ("Halo (context a tile needs)", f"{geometry['halo']} input pixels"),
+        ("Lattice (tile origins are its multiples)", f"{geometry['lattice']} input pixels"),
+        ("Input", f"{source['channels']} channels, {source['range']}"),
+        ("Output", f"{manifest['output']['space']}, {manifest['output']['gain']} scale"),
+        ("Trained on", manifest["data_digest"]),
+        ("Bundle", f"{manifest['name']} sha256:{manifest['digest'][:16]}"),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())),
+        ("Commit", (manifest["git_commit"] or "unknown")[:12]),
+    ]
+
+
+def _validation_scenes(images: Path) -> list[dict[str, Any]]:
+    roles = {"noisy": "Noisy (Malvar demosaic)", "denoised": "Denoised", "truth": "Truth"}
+    names = sorted(file.name.removesuffix("_denoised.png") for file in images.glob("*_denoised.png"))
+    return [
+        {
+            "name": name,
+            "pictures": [
+                _picture(images / f"{name}_{role}.png", role, label)
+                for role, label in roles.items()
+                if (images / f"{name}_{role}.png").exists()
+            ],
+        }
+        for name in names
+    ]
+
+
+# --- curves ------------------------------------------------------------------------------------------------------------
+
+
+def _curves(metrics: Sequence[Mapping[str, Any]], best_step: int | None) -> list[dict[str, str]]:
+    series: dict[str, list[tuple[int, float]]] = {}
+    for line in metrics:
+        series.setdefault(f"{line['split']}/{line['name']}", []).append((line["step"], line["value"]))
+    charts = (
+        ("Training loss, mean since the line before", "loss", {"train/loss": "loss"}),
+        ("PSNR on the validation scenes", "PSNR (dB)", {"val/psnr": "developed", "val/psnr.linear": "linear"}),
+        ("MS-SSIM on the validation scenes, developed", "MS-SSIM", {"val/ms_ssim": "MS-SSIM"}),
+    )
+    curves = []
+    for note, label, names in charts:
+        lines = {legend: series[name] for name, legend in names.items() if name in series}
+        if lines:
+            chart = _chart(label, lines, None if label == "loss" else best_step)
+            curves.append({"source": chart, "label": note, "note": note})
+    return curves
+
+
+def _chart(label: str, lines: Mapping[str, list[tuple[int, float]]], best_step: int | None) -> str:
+    figure = Figure(figsize=(4.6, 3.1), layout="constrained")
+    axes: Axes = figure.add_subplot()
+    for (legend, points), color in zip(lines.items(), (_ACCENT, _SECOND), strict=False):
+        steps, values = zip(*points, strict=True)
+        axes.plot(
+            steps,
+            values,
+            color=color,
+            linewidth=1.6,
+            label=legend,
+            marker="o" if len(points) < 30 else None,
+            markersize=3,
+        )
+    if best_step is not None:
+        axes.axvline(best_step, color="#8b949a", linewidth=0.9, linestyle=(0, (4, 3)), label="published")
+        axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+    if label == "loss" and all(value > 0 for points in lines.values() for _, value in points):
+        axes.set_yscale("log")
+    axes.set_xlabel("step (optimizer updates)", color=_INK)
+    axes.set_ylabel(label, color=_INK)
+    axes.grid(axis="y", which="both", color=_LINE, linewidth=0.6)
+    axes.tick_params(which="both", colors=_INK, labelsize=9, length=3, width=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#8b949a")
+    content = io.BytesIO()
+    figure.savefig(content, format="svg", metadata={"Date": None})
+    return _data_uri("image/svg+xml", content.getvalue())
+
+
+# --- evaluation --------------------------------------------------------------------------------------------------------
+
+
+def _evaluation(folder: Path) -> dict[str, Any]:
+    found = Evaluation.read(folder)
+    means = found.means
+    best = {name: max(metrics[name] for metrics in means.values()) for name in METRICS} if means else {}
+    rows = [
+        {
+            "label": f"{METHODS[method]}: {found.bundle['name']}" if method == "denoised" else METHODS[method],
+            "ours": method == "denoised",
+            "values": [(format_metric(name, metrics[name]), metrics[name] == best[name]) for name in METRICS],
+        }
+        for method, metrics in means.items()
+    ]
+    crop = found.config["crop"]
+    return {
+        "headings": list(METRICS.values()),
+        "rows": rows,
+        "verdict": _verdict(means),
+        "caption": f"Means over {len(found.images)} raws, their centre {crop} x {crop} pixels. Best in bold.",
+        "failures": list(found.failures.items()),
+        "scenes": [_evaluated_scene(folder, name, image) for name, image in found.images.items()],
+    }
+
+
+def _verdict(means: Mapping[str, Mapping[str, float]]) -> str:
+    if not means:
+        return "No raw could be compared."
+    gain = means["denoised"]["psnr"] - means["noisy"]["psnr"]
+    text = f"The bundle gains {gain:+.2f} dB of developed PSNR over the noisy demosaic."
+    classical = [method for method in means if method not in ("noisy", "denoised")]
+    if not classical:
+        return text
+    best = max(classical, key=lambda method: means[method]["psnr"])
+    margin = means["denoised"]["psnr"] - means[best]["psnr"]
+    return (
+        f"{text} The best classical denoiser here is {METHODS[best]}; the bundle is {abs(margin):.2f} dB "
+        f"{'above' if margin >= 0 else 'below'} it. The classical ones have their parameters chosen against the truth, for each "
+        "picture and metric anew: their numbers are upper bounds that nobody reaches in practice."
+    )
+
+
+def _evaluated_scene(folder: Path, name: str, image: Mapping[str, Any]) -> dict[str, Any]:
+    best = image["best_baseline"]
+    labels = {"noisy": "Noisy", "classical": METHODS.get(best, ""), "denoised": "This bundle", "truth": "Truth"}
+    shown = {"noisy": "noisy", "classical": best, "denoised": "denoised", "truth": None}
+    pictures = []
+    for role, path in sorted(image["crops"].items(), key=lambda item: list(labels).index(item[0])):
+        metrics = image["metrics"].get(shown[role])
+        values = {n: format_metric(n, metrics[n]) for n in METRICS} if metrics else {}
+        note = f"{values['psnr']} dB · {values['ms_ssim']} · {values['psnr.linear']} dB" if values else ""
+        pictures.append(_picture(folder / path, role, labels[role][:1].upper() + labels[role][1:], note))
+    iso = f", ISO {image['iso']:g}" if image["iso"] else ""
+    size = f"{image['megapixels']:.2f} megapixels denoised in {image['seconds_denoising']:.1f} s"
+    return {"name": name, "note": f"{image['camera']}{iso}; {size}", "pictures": pictures}
+
+
+# --- archives ----------------------------------------------------------------------------------------------------------
+
+
+def _archive(folder: Path) -> dict[str, Any]:
+    with Ledger.open(folder) as ledger:
+        counts, entries = ledger.counts(), list(ledger.rows())
+    # What went wrong is what one looks for.
+    entries.sort(key=lambda entry: entry.status == "done")
+    num_failed = len(entries) - counts["done"]
+    shown = entries[: max(_LARGEST_TABLE, num_failed)]
+    total = sum({entry.input_path: entry.seconds for entry in entries}.values())
+    return {
+        "name": folder.name,
+        "summary": (
+            f"{len(entries)} outputs: {counts['done']} done, {counts['failed']} failed, {counts['quarantined']} quarantined; "
+            f"{_duration(total)} of work on one worker."
+        ),
+        "rows": [
+            {
+                "input": entry.input_path,
+                "output": entry.output_path,
+                "status": entry.status,
+                "seconds": f"{entry.seconds:.1f}",
+                "error": entry.error,
+            }
+            for entry in shown
+        ],
+        "num_hidden": len(entries) - len(shown),
+    }
+
+
+# --- pieces ------------------------------------------------------------------------------------------------------------
+
+
+def _picture(path: Path, role: str, label: str, note: str = "") -> dict[str, str]:
+    """A PNG, cut to its centre when it is larger than what shows at full size."""
+    with Image.open(path) as image:
+        width, height = image.size
+        side_x, side_y = min(width, _LARGEST_PICTURE), min(height, _LARGEST_PICTURE)
+        left, top = (width - side_x) // 2, (height - side_y) // 2
+        content = io.BytesIO()
+        image.crop((left, top, left + side_x, top + side_y)).save(content, format="PNG", optimize=True)
+    return {"source": _data_uri("image/png", content.getvalue()), "role": role, "label": label, "note": note}
+
+
+def _data_uri(mime: str, content: bytes) -> str:
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else f"{int(seconds // 60)} min {int(seconds % 60):02d} s"

@@ -20,7 +20,7 @@ from pydantic import Field
 from library.config import Component, Location
 from library.datasets import order, samples
 from library.datasets.batch import Batch
-from library.datasets.sensors import AnySensor, ParametricSensor, Range
+from library.datasets.sensors import AnySensor, ParametricSensor, Range, Sensor
 from library.datasets.store import Scene, SceneStore
 from library.errors import DataError, RawFileError
 from library.files.picture import read_image
@@ -122,18 +122,26 @@ class Synthetic:
             rgb = rgb.transpose(1, 0, 2) if transpose else rgb
         return self._observed(scene, rgb, rng.uniform(*self.config.exposure_ev), rng)
 
+    def camera_rgb(self, scene: int, rgb: np.ndarray, sensor: Sensor) -> tuple[torch.Tensor, np.ndarray]:
+        """A noise-free crop of a scene as a sensor sees it, and that sensor's colour matrix.
+
+        rgb      (H, W, 3) of the store
+        returns  (3, H, W) camera RGB, from 0 up, above 1 legal; (3, 3) xyz_to_camera, the scene's own if a camera took it
+        """
+        planes = torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+        own = self.store.matrix(scene)
+        if own is not None:
+            return planes, own
+        camera_rgb = lin_srgb_to_camera_rgb(planes, xyz_to_camera=torch.from_numpy(sensor.xyz_to_camera))
+        # Photons are not negative, though a colour outside the camera's gamut would come out so.
+        return camera_rgb.clamp_min(0), sensor.xyz_to_camera
+
     def _observed(self, scene: int, rgb: np.ndarray, exposure_ev: float, rng: np.random.Generator) -> Batch:
         """What a sensor drawn from `rng` makes of a noise-free crop (H, W, 3)."""
         sensor = self.config.sensor.draw(rng)
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        clean = torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
-        xyz_to_camera = self.store.matrix(scene)
-        if xyz_to_camera is None:
-            xyz_to_camera = sensor.xyz_to_camera
-            # Photons are not negative, though a colour outside the camera's gamut would come out so.
-            clean = lin_srgb_to_camera_rgb(clean, xyz_to_camera=torch.from_numpy(xyz_to_camera)).clamp_min(0)
-        clean = clean * 2.0**exposure_ev
-        return observe(clean, xyz_to_camera, sensor.a, sensor.b, generator=generator)
+        clean, xyz_to_camera = self.camera_rgb(scene, rgb, sensor)
+        return observe(clean * 2.0**exposure_ev, xyz_to_camera, sensor.a, sensor.b, generator=generator)
 
     def _split(self) -> tuple[list[int], list[int]]:
         names = self.store.names
@@ -209,7 +217,7 @@ def _read_scenes(root: Path, files: Sequence[Path]) -> Iterator[Scene]:
 
 def _display_scene(name: str, file: Path) -> Scene:
     image = read_image(file)
-    rgb = torch.from_numpy(image.rgb).permute(2, 0, 1)
+    rgb = torch.tensor(image.rgb).permute(2, 0, 1)
     if image.encoding == "srgb":
         rgb = srgb_decode(rgb)
     if image.color_space == "rec2020":

@@ -82,7 +82,7 @@ def whitelisted(tags: Mapping[int, Any]) -> dict[str, ExifValue]:
     values = {}
     for name, field in FIELDS.items():
         value = tags.get(field.number)
-        if value and (field.type is TagType.ASCII) == isinstance(value, str):
+        if value and _fits(value, field.type):
             values[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
     return values
 
@@ -110,6 +110,15 @@ def _exif_blocks(data: bytes) -> Iterator[bytes]:
                 yield data[start + 4 :]
     elif data[:2] in (b"II", b"MM"):
         yield data
+
+
+def _fits(value: str | list[int] | list[float], kind: TagType) -> bool:
+    """Whether a value can be written as the type that EXIF asks for, whatever type it was found in."""
+    if isinstance(value, str) or kind is TagType.ASCII:
+        return isinstance(value, str) and kind is TagType.ASCII
+    if kind is TagType.SHORT:
+        return all(isinstance(number, int) and 0 <= number < 2**16 for number in value)
+    return all(abs(number) < 2**31 and (number >= 0 or kind is TagType.SRATIONAL) for number in value)
 
 
 def _plain(values: Any) -> str | list[int] | list[float]:

@@ -39,7 +39,8 @@ _CONTAINERS = (
 
 _Positive = Annotated[int, Field(gt=0)]
 _Level = Annotated[float, Field(ge=0, le=65535)]
-_Triple = Annotated[list[float], Field(min_length=3, max_length=3)]
+_Row = Annotated[list[float], Field(min_length=3, max_length=3)]
+_Multipliers = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
 
 
 class Sidecar(BaseModel):
@@ -60,8 +61,8 @@ class Sidecar(BaseModel):
     make: str = ""
     model: str = ""
     iso: Annotated[float, Field(gt=0)] | None = None
-    as_shot_white_balance: _Triple | None = None
-    xyz_to_camera: Annotated[list[_Triple], Field(min_length=3, max_length=3)] | None = None
+    as_shot_white_balance: _Multipliers | None = None
+    xyz_to_camera: Annotated[list[_Row], Field(min_length=3, max_length=3)] | None = None
     orientation: Annotated[int, Field(ge=1, le=8)] = 1
 
 

@@ -23,6 +23,11 @@ from library.files import ciff, exif, headless
 from library.files.exif import ExifValue
 from library.files.metadata import ImageMetadata
 
+RAW_SUFFIXES = frozenset(
+    ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .fff .gpr .iiq .k25 .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw .rw2"
+    " .rwl .sr2 .srf .srw .x3f".split()
+)
+"""Names that raw files of cameras end with, in lower case. What is in a file, only reading it tells."""
 BAYER_PHASES = ("RGGB", "GRBG", "GBRG", "BGGR")
 
 # LibRaw's flip has bits for mirror (1), upside down (2) and transpose (4).
@@ -249,16 +254,15 @@ def _letters(tile: np.ndarray) -> str:
 
 def _white_balance(multipliers: Sequence[float]) -> np.ndarray | None:
     red, green, blue = multipliers[:3]
-    if min(red, green, blue) <= 0:
-        return None
-    return np.array([red / green, 1.0, blue / green])
+    known = all(0 < multiplier < np.inf for multiplier in (red, green, blue))
+    return np.array([red / green, 1.0, blue / green]) if known else None
 
 
 def _xyz_to_camera(raw: rawpy.RawPy, tags: Mapping[int, Any]) -> np.ndarray | None:
     matrix = raw.rgb_xyz_matrix[:3].astype(np.float64)
     if matrix.any():
         return matrix
-    # LibRaw drops a matrix whose illuminant the DNG does not name, as Magic Lantern's do not.
+    # LibRaw knows the cameras of its own table only, and never tells a DNG's matrices.
     matrices = [(_numbers(tags, light), _numbers(tags, number)) for light, number in _COLOR_MATRICES.items()]
     usable = [(light, values) for light, values in matrices if len(values) == 9 and any(values)]
     if not usable:
@@ -268,7 +272,7 @@ def _xyz_to_camera(raw: rawpy.RawPy, tags: Mapping[int, Any]) -> np.ndarray | No
 
 def _noise_profile(tags: Mapping[int, Any]) -> tuple[tuple[float, float], ...] | None:
     values = _numbers(tags, _NOISE_PROFILE)
-    return tuple(zip(values[::2], values[1::2], strict=False)) or None
+    return tuple(zip(values[::2], values[1::2], strict=False)) if values and np.isfinite(values).all() else None
 
 
 def _numbers(tags: Mapping[int, Any], number: int) -> list[float]:
@@ -282,15 +286,15 @@ def _text(tags: Mapping[int, Any], number: int) -> str:
 
 
 def _positive(tags: Mapping[int, Any], number: int, *, otherwise: float) -> float | None:
-    # A zero in the file means unknown; LibRaw then computes 1 from APEX zeros.
+    # A zero in the file means unknown, of which LibRaw makes 1 by APEX; beyond a million it is damage.
     value = float((_numbers(tags, number) or [otherwise])[0])
-    return value if value > 0 else None
+    return value if 0 < value < 1e6 else None
 
 
 def _iso(speed: float, tags: Mapping[int, Any]) -> float | None:
     if speed == exif.ISO_CEILING:
-        return _positive(tags, exif.RECOMMENDED_EXPOSURE_INDEX, otherwise=0)
-    return float(speed) if speed > 0 else None
+        speed = (_numbers(tags, exif.RECOMMENDED_EXPOSURE_INDEX) or [0])[0]
+    return float(speed) if 0 < speed < 1e9 else None
 
 
 def _timestamp(text: str, *, otherwise: datetime) -> str | None:

@@ -20,9 +20,9 @@ from library.files.picture import write_png, write_tiff16
 from library.files.raw import RawImage, read_raw
 from library.inference.engine import Engine
 from library.ops.cfa import sample_cfa
+from library.ops.demosaic import demosaic_half_size
 from library.ops.develop import auto_exposure_ev, camera_rgb_to_balanced_lin_rec2020, develop_camera_rgb
 from library.ops.levels import normalize_levels, quantize
-from library.ops.demosaic import demosaic_half_size
 
 Format = Literal["dng", "cfa-dng", "exr", "tiff", "png"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
 
 import torch
 
+from library.files.picture import write_png
 from library.files.raw import RawImage, read_raw
-from library.inference.denoise import ENCODERS, exposure_of
+from library.inference.denoise import exposure_of, upright
 from library.ops.demosaic import demosaic_malvar
 from library.ops.develop import develop_camera_rgb
 from library.ops.levels import normalize_levels
@@ -28,3 +28,14 @@ def develop_raw(raw: RawImage, *, exposure_ev: float | None = None) -> torch.Ten
         xyz_to_camera=raw.xyz_to_camera,
         exposure_ev=exposure_of(raw) if exposure_ev is None else exposure_ev,
     )
+
+
+def develop_file(raw_path: str | Path, output: str | Path, *, exposure_ev: float | None = None) -> Path:
+    """A raw file as a PNG, upright, whole or not at all. Returns its path.
+
+    raises  RawFileError, ImageFileError
+    """
+    raw = read_raw(raw_path)
+    codes = (develop_raw(raw, exposure_ev=exposure_ev) * 255).round().byte().permute(1, 2, 0).numpy()
+    write_png(output, upright(codes, raw.orientation), dataclasses.replace(raw.metadata(), orientation=1))
+    return Path(output)

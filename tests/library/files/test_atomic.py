@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,19 @@ def test_a_file_appears_under_its_name_only_when_it_is_whole(tmp_path: Path):
         temporary.write_bytes(b"half and half")
     assert target.read_bytes() == b"half and half"
     assert names(target.parent) == {"image.dng"}
+
+
+def test_bytes_reach_the_disk_before_the_name_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    target = tmp_path / "image.dng"
+    synced = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, target.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with whole_file(target) as temporary:
+        temporary.write_bytes(b"x")
+    assert synced == [(target.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

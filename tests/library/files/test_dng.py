@@ -125,6 +125,21 @@ def test_the_tags_say_what_strict_readers_ask_for(tmp_path: Path):
     assert 322 not in read  # tile tags beside strips keep a DNG from opening
 
 
+@pytest.mark.parametrize(
+    ("white_balance", "neutral"), [([2.125, 1, 1.625], (8, 17, 1, 1, 8, 13)), ([0.8, 1, 1.6], (1, 1, 4, 5, 1, 2))]
+)
+def test_neutral_is_the_inverse_of_the_white_balance_and_at_most_one(
+    tmp_path: Path, white_balance: list[float], neutral: tuple[int, ...]
+):
+    path = tmp_path / "image.dng"
+    metadata = replace(METADATA, as_shot_white_balance=np.array(white_balance))
+    write_cfa_dng(path, mosaic(32, 32), cfa="RGGB", black_level=BLACK_LEVEL, white_level=16000, metadata=metadata)
+    assert tags(path)[50728] == neutral
+    read = read_raw(path).as_shot_white_balance
+    assert read is not None
+    np.testing.assert_allclose(read, white_balance, rtol=1e-6)
+
+
 def test_a_denoised_file_says_so_and_by_what(tmp_path: Path):
     """darktable denoises a DNG a second time unless it carries its marker."""
     path = tmp_path / "image.dng"

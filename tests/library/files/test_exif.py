@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import struct
 
 import pytest
@@ -41,9 +42,27 @@ def test_a_fraction_over_zero_is_zero():
     assert whitelisted(read_tags(header)) == {"LensSpecification": [24.0, 105.0, 0.0, 0.0]}
 
 
+def test_a_value_of_a_type_that_cannot_be_written_again_is_left_out():
+    odd = [
+        Tag(37385, TagType.RATIONAL, 16.5),  # Flash
+        Tag(41989, TagType.LONG, 70_000),  # FocalLengthIn35mmFilm
+        Tag(37381, TagType.SRATIONAL, -2.5),  # MaxApertureValue
+        Tag(37380, TagType.ASCII, "-1/3"),  # ExposureBiasValue
+        Tag(42036, TagType.SHORT, 7),  # LensModel
+        Tag(37383, TagType.LONG, 5),  # MeteringMode
+    ]
+    values = whitelisted(read_tags(tiff_header([], odd)))
+    assert values == {"MeteringMode": 5}
+    assert whitelisted(read_tags(tiff_header(*metadata_tags(ImageMetadata(exif=values))))) == values
+
+
 @pytest.mark.parametrize(
-    "data", [b"", b"II*\0", b"II*\0\xff\xff\xff\xff", b"\x89PNG\r\n\x1a\n", b"II\x1a\0\0\0HEAPCCDR"]
+    "data",
+    [b"", b"II*\0", b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\x05", b"\x89PNG\r\n\x1a\n", b"II\x1a\0\0\0HEAPCCDR"],
 )
-def test_damage_and_other_files_give_no_tags_and_no_word(data: bytes, capfd: pytest.CaptureFixture[str]):
+def test_damage_and_other_files_give_no_tags_and_no_word(
+    data: bytes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as where no logging is configured
     assert read_tags(data) == {}
-    assert capfd.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "")

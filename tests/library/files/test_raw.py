@@ -16,6 +16,7 @@ import rawpy
 from library.errors import RawFileError
 from library.files.exr import read_exr
 from library.files.raw import RawImage, read_raw
+from library.files.tiff import Tag, TagType, write_tiff
 
 # From the data's manifest: cfa, black, white, height, width, make, ISO.
 EXPECTED = {
@@ -38,7 +39,7 @@ EXPECTED = {
 REFUSED = {
     "edge/canon_eos_6d_linear_iso1000.dng": "already demosaiced",
     "edge/gopro_hero7_gopr8513.gpr": "VC-5",
-    "edge/truncated_s40_600k.crw": "truncated",
+    "edge/truncated_s40_600k.crw": "is truncated or damaged",
     "synthetic/alps_fujifilm_x-e2_iso00200.dng": "X-Trans",
     "synthetic/alps_fujifilm_x-e2_iso06400.dng": "X-Trans",
     "raw/headless_nikon_dsc1339_768x512_gbrg_u16le.raw": r"u16le\.raw\.json",
@@ -79,11 +80,34 @@ def test_the_active_area_and_its_phase_are_what_libraw_calls_visible(shared_data
         assert image.cfa == "".join("RGBG"[index] for index in raw.raw_colors_visible[:2, :2].flat)
 
 
-def test_a_matrix_that_libraw_drops_is_read_from_the_file(shared_data: Path):
-    """Magic Lantern names no illuminant for its ColorMatrix1; LibRaw then gives zeros."""
+def test_a_camera_unknown_to_libraw_has_the_matrix_that_its_dng_gives(shared_data: Path):
+    """LibRaw gives zeros for the 550D under its Japanese name, Kiss X4, as Magic Lantern writes it."""
     image = read_raw(shared_data / "raw/canon_eos_550d_magiclantern_colorchart.dng")
     assert image.xyz_to_camera is not None
     np.testing.assert_allclose(image.xyz_to_camera[0], [0.6461, -0.1164, -0.0857])
+
+
+@pytest.mark.parametrize(
+    ("illuminants", "chosen"), [((17, 21), 2), ((21, 17), 1), ((17, 20), 2), ((None, None), 2), ((21, None), 1)]
+)
+def test_of_two_matrices_the_one_for_daylight_counts(
+    tmp_path: Path, illuminants: tuple[int | None, int | None], chosen: int
+):
+    path = tmp_path / "image.dng"
+    tags = [
+        Tag(262, TagType.SHORT, 32803),
+        Tag(33421, TagType.SHORT, [2, 2]),
+        Tag(33422, TagType.BYTE, bytes([0, 1, 1, 2])),
+        Tag(50706, TagType.BYTE, bytes([1, 4, 0, 0])),
+        Tag(50708, TagType.ASCII, "Nobody"),
+        Tag(50717, TagType.LONG, 1000),
+        *(Tag(50720 + number, TagType.SRATIONAL, [number, 0, 0, 0, 1, 0, 0, 0, 1]) for number in (1, 2)),
+        *(Tag(50778 + index, TagType.SHORT, code) for index, code in enumerate(illuminants) if code is not None),
+    ]
+    write_tiff(path, [np.zeros((32, 32), np.uint16)], height=32, width=32, channels=1, tags=tags)
+    matrix = read_raw(path).xyz_to_camera
+    assert matrix is not None
+    assert np.array_equal(matrix, np.diag([chosen, 1, 1]))
 
 
 def test_zeros_in_the_file_mean_unknown(shared_data: Path):
@@ -258,6 +282,7 @@ def test_a_sidecar_gives_everything_it_may(shared_data: Path, tmp_path: Path):
         ({"black_level": 16383}, "not above its black level"),
         ({"bits": 12}, "bits"),
         ({"width": "768"}, "width"),
+        ({"as_shot_white_balance": [0, 1, 0]}, "as_shot_white_balance"),
     ],
 )
 def test_a_wrong_sidecar_is_refused_with_the_key_named(

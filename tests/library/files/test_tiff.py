@@ -46,6 +46,7 @@ def test_every_type_of_tag_is_read_back_by_another_library(tmp_path: Path):
     write_tiff(path, [np.zeros((2, 2), np.uint16)], height=2, width=2, channels=1, tags=[*MINIMAL, *tags], exif=exif)
     with tifffile.TiffFile(path) as file:
         read = {tag.code: tag.value for tag in file.pages.first.tags}
+        assert all(tag.valueoffset % 2 == 0 for tag in file.pages.first.tags)
     assert read[305] == "Stillgrain, é"
     assert read[700] == b"<xmp/>"
     assert read[34675] == b"odd"

@@ -1,0 +1,236 @@
+"""What was made of every file of an archive: a SQLite file beside the outputs.
+
+It answers "is this output there, and made by this bundle with these parameters?" without reading the input, and it is
+the truth after a `kill -9`: a row is on the disk before `record` returns. One process writes it, the driver of the run.
+
+A row belongs to the path of an output, because a file holds one thing: a run with another bundle replaces the row
+together with the file. What the file holds is named by its key: same key, same output.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+from library.errors import DataError
+
+Status = Literal["done", "failed", "quarantined"]
+
+SCHEMA_VERSION = 1
+TABLE = """
+CREATE TABLE outputs (
+    output_path TEXT PRIMARY KEY,
+    output_sha256 TEXT,
+    output_size INTEGER,
+    output_mtime_ns INTEGER,
+    key TEXT,
+    input_path TEXT NOT NULL,
+    input_sha256 TEXT,
+    input_size INTEGER,
+    input_mtime_ns INTEGER,
+    bundle_digest TEXT NOT NULL,
+    parameters TEXT NOT NULL,
+    engine TEXT NOT NULL,
+    status TEXT NOT NULL,
+    seconds REAL NOT NULL,
+    error TEXT,
+    finished_at TEXT NOT NULL
+)
+"""
+INDEX = "CREATE INDEX outputs_by_input ON outputs (input_path)"
+
+
+def output_key(input_sha256: str, bundle_digest: str, parameters: dict[str, Any], engine: str) -> str:
+    """The name of an output by all that determines it: sha256, in hex.
+
+    parameters  of the output, JSON-able: their order does not matter, their types do (1 is not 1.0)
+    engine      version of the code that turns an input into an output
+    """
+    return hashlib.sha256(_canonical_json([input_sha256, bundle_digest, parameters, engine]).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One output, or the failure to make it.
+
+    input_path     relative to the archive's root; absolute for a file that was named by itself
+    output_path    relative to the output folder
+    *_mtime_ns     modification time as `os.stat` gives it; the input's from before it was read, lest a later change pass
+                   for the one that was used
+    parameters, engine  as in `output_key`
+    seconds        duration of the work
+    error          why there is no output
+    finished_at    UTC, ISO 8601
+
+    What a failure leaves unknown is None: the digest of an input that killed its worker, all about its output.
+    """
+
+    input_path: str
+    input_sha256: str | None = None
+    input_size: int | None = None
+    input_mtime_ns: int | None = None
+    bundle_digest: str
+    parameters: dict[str, Any]
+    engine: str
+    output_path: str
+    output_sha256: str | None = None
+    output_size: int | None = None
+    output_mtime_ns: int | None = None
+    status: Status
+    seconds: float
+    error: str | None = None
+    finished_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def __post_init__(self) -> None:
+        assert not PurePath(self.output_path).is_absolute()
+        if self.status == "done":
+            assert None not in (self.input_sha256, self.input_size, self.input_mtime_ns)
+            assert None not in (self.output_sha256, self.output_size, self.output_mtime_ns)
+
+    @property
+    def key(self) -> str | None:
+        """None if the input's digest is unknown."""
+        if self.input_sha256 is None:
+            return None
+        return output_key(self.input_sha256, self.bundle_digest, self.parameters, self.engine)
+
+
+class Ledger:
+    """The rows of one output folder. Made by `Ledger.open`; every method may raise DataError as that does."""
+
+    def __init__(self, folder: Path, path: Path, connection: sqlite3.Connection) -> None:
+        self.folder = folder
+        self.path = path
+        self.connection = connection
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path) -> Iterator[Ledger]:
+        """Open `<folder>/.stillgrain/ledger.sqlite` for this process alone, making it if there is none.
+
+        Raises DataError for a ledger that another process holds, that is damaged, of an unknown schema, or in a folder
+        that cannot be written.
+        """
+        path = folder / ".stillgrain" / "ledger.sqlite"
+        with _lock(path.with_suffix(".lock")), closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.row_factory = sqlite3.Row
+            ledger = cls(folder, path, connection)
+            # With the rollback journal and not WAL, which fails on network file systems, where archives live.
+            ledger._execute("PRAGMA synchronous = EXTRA")
+            ledger._check_or_create()
+            yield ledger
+
+    def is_done(
+        self,
+        input_path: str,
+        size: int,
+        mtime_ns: int,
+        bundle_digest: str,
+        parameters: dict[str, Any],
+        engine: str,
+    ) -> bool:
+        """Whether the output is there. Reads neither the input, which counts as unchanged if its size and modification
+        time are, nor the output, which must lie in the folder with the size that was recorded."""
+        rows = self._execute(
+            "SELECT key, input_sha256, output_path, output_size FROM outputs"
+            " WHERE input_path = ? AND input_size = ? AND input_mtime_ns = ? AND status = 'done'",
+            (input_path, size, mtime_ns),
+        )
+        return any(
+            row["key"] == output_key(row["input_sha256"], bundle_digest, parameters, engine)
+            and _size(self.folder / row["output_path"]) == row["output_size"]
+            for row in rows
+        )
+
+    def record(self, entry: Entry) -> None:
+        """Write the row of `entry.output_path`, replacing an older one. It is on the disk on return."""
+        row = asdict(entry) | {"key": entry.key, "parameters": _canonical_json(entry.parameters)}
+        names, places = ", ".join(row), ", ".join(f":{name}" for name in row)
+        self._execute(f"INSERT OR REPLACE INTO outputs ({names}) VALUES ({places})", row)
+
+    def rows(self) -> Iterator[Entry]:
+        """All rows as they are now, by the path of the output."""
+        for row in self._execute("SELECT * FROM outputs ORDER BY output_path"):
+            values = dict(row) | {"parameters": json.loads(row["parameters"])}
+            del values["key"]
+            yield Entry(**values)
+
+    def counts(self) -> dict[Status, int]:
+        """The number of rows of each status."""
+        rows = self._execute("SELECT status, COUNT(*) AS num FROM outputs GROUP BY status")
+        found = {row["status"]: row["num"] for row in rows}
+        return {status: found.get(status, 0) for status in ("done", "failed", "quarantined")}
+
+    def _execute(self, sql: str, values: Sequence[Any] | dict[str, Any] = ()) -> list[sqlite3.Row]:
+        """Run one statement, which outside a transaction commits itself."""
+        try:
+            return self.connection.execute(sql, values).fetchall()
+        except sqlite3.OperationalError as error:
+            raise DataError(f"{self.path}: cannot be used ({error}): see to the disk and to its permissions") from error
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+            raise  # faults of our own
+        except sqlite3.DatabaseError as error:
+            raise self._damage(str(error)) from error
+
+    def _check_or_create(self) -> None:
+        [finding] = self._execute("PRAGMA integrity_check(1)")
+        if finding[0] != "ok":
+            raise self._damage(finding[0])
+        [[version]] = self._execute("PRAGMA user_version")
+        [[num_tables]] = self._execute("SELECT COUNT(*) FROM sqlite_master")
+        if version == 0 and num_tables == 0:  # a new file, or its maker died before the next line was through
+            for statement in ("BEGIN", TABLE, INDEX, f"PRAGMA user_version = {SCHEMA_VERSION}", "COMMIT"):
+                self._execute(statement)
+        elif version != SCHEMA_VERSION:
+            raise DataError(
+                f"{self.path}: has schema {version}, and this version of Stillgrain knows schema {SCHEMA_VERSION}: use "
+                "the version that wrote it, or move the file away, and the next run makes every output anew"
+            )
+
+    def _damage(self, what: str) -> DataError:
+        return DataError(
+            f"{self.path}: is damaged ({what}): bring it back from a backup, or move it away, and the next run makes "
+            "every output anew"
+        )
+
+
+def _canonical_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """The kernel frees the lock when its holder ends, however it ends. The file stays: removing it would be a race."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}): choose another output folder") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read() or "another process"
+            raise DataError(f"{path.parent.parent}: {holder} is writing here: wait for its end, or stop it") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield

@@ -1,0 +1,304 @@
+"""A bundle against classical denoisers, on raws of known truth: numbers and pictures.
+
+    stillgrain run workloads/configs/evaluate_demo.yaml
+
+<output>/evaluation.json    config, metrics and parameters by image, means, versions
+<output>/evaluation.csv     image, method, metrics
+<output>/crops/<image>/     noisy.png, classical.png (the best one), denoised.png, truth.png
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from library.bundle import library_versions, load_bundle
+from library.config import Frozen, Location
+from library.errors import DataError, ImageFileError, RawFileError
+from library.files.atomic import whole_file
+from library.files.exr import read_exr
+from library.files.picture import write_png
+from library.files.raw import RAW_SUFFIXES, RawImage, read_raw
+from library.inference.classical import BASELINES, Baseline, best_classical
+from library.inference.denoise import denoise_raw
+from library.inference.engine import DEFAULT_TILE, Engine, Precision
+from library.metrics import compare_camera_rgb
+from library.ops.demosaic import demosaic_malvar
+from library.ops.develop import auto_exposure_ev, develop_camera_rgb
+from library.ops.levels import normalize_levels
+from workloads.infer import ActorScaling
+from workloads.pool import run_pool
+from workloads.progress import track
+from workloads.ray_session import ray_session
+
+Metrics = dict[str, float]
+METRICS = {"psnr": "PSNR, developed (dB)", "ms_ssim": "MS-SSIM, developed", "psnr.linear": "PSNR, linear (dB)"}
+"""What `library.metrics.compare_camera_rgb` gives, and what people call it."""
+METHODS = {
+    "noisy": "noisy (Malvar demosaic)",
+    "gaussian": "Gaussian",
+    "bilateral": "bilateral",
+    "wavelet": "wavelet BayesShrink",
+    "nlm": "non-local means",
+    "denoised": "this bundle",
+}
+
+
+class Config(Frozen):
+    workload: Literal["evaluate"] = "evaluate"
+    bundle: Location
+    """Bundle folder or zip of a raw denoiser."""
+    raws: Location
+    """Folder of noisy raws, searched with its subfolders; every node must see it at the same path."""
+    truth: Location
+    """Folder of their truths by the same names: EXR in camera RGB, without noise, of the same pixels."""
+    output: Location
+    """Folder for numbers and pictures."""
+    baselines: tuple[Baseline, ...] = BASELINES
+    """Classical denoisers to compare with."""
+    crop: int = Field(256, gt=160, multiple_of=2)
+    """Pixels a side of the centre crop that is compared; the network is given the whole raw, the others this crop."""
+    precision: Precision = "fp32"
+    tile: int = Field(DEFAULT_TILE, gt=0)
+    """Packed pixels a side; memory grows with its square, the result stays the same."""
+    time_limit_s: float = Field(1800, gt=0)
+    """For one raw."""
+    scaling: ActorScaling = ActorScaling()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The content of `evaluation.json`."""
+
+    config: dict[str, Any]
+    bundle: dict[str, str]
+    """name, digest"""
+    images: dict[str, dict[str, Any]]
+    """By name: metrics by method, parameters by baseline and metric, the best baseline, camera, iso, crops, seconds."""
+    failures: dict[str, str]
+    """Name -> reason, of raws that could not be compared."""
+    versions: dict[str, str]
+
+    @property
+    def means(self) -> dict[str, Metrics]:
+        """Over the images, by method."""
+        methods = ["noisy", *self.config["baselines"], "denoised"] if self.images else []
+        rows = {method: [image["metrics"][method] for image in self.images.values()] for method in methods}
+        return {m: {name: math.fsum(r[name] for r in rows[m]) / len(rows[m]) for name in METRICS} for m in methods}
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.failures else 0
+
+    def table(self) -> str:
+        """Means over the images, as text."""
+        crop = self.config["crop"]
+        table = Table(
+            title=f"{self.bundle['name']}: means over {len(self.images)} raws, centre {crop} x {crop} px",
+            caption="peak 1 is the sensor's white; classical parameters chosen against the truth, for each metric",
+        )
+        table.add_column("method")
+        for heading in METRICS.values():
+            table.add_column(heading, justify="right")
+        for method, metrics in self.means.items():
+            table.add_row(METHODS[method], *(format_metric(name, metrics[name]) for name in METRICS))
+        console = Console(file=io.StringIO(), width=100, color_system=None)
+        console.print(table)
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue().rstrip()
+
+    def __str__(self) -> str:
+        failed = [f"  failed: {name}: {reason}" for name, reason in self.failures.items()]
+        return "\n".join([self.table(), *failed, f"{self.config['output']}: evaluation.json, evaluation.csv, crops"])
+
+    def write(self) -> None:
+        """`evaluation.json` and `evaluation.csv`, each whole or not at all."""
+        folder = Path(self.config["output"])
+        fields = {"config": self.config, "bundle": self.bundle, "means": self.means, "images": self.images}
+        text = json.dumps({**fields, "failures": self.failures, "versions": self.versions}, indent=1)
+        with whole_file(folder / "evaluation.json") as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+        with (
+            whole_file(folder / "evaluation.csv") as temporary,
+            open(temporary, "w", encoding="utf-8", newline="") as file,
+        ):
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["image", "method", *METRICS])
+            for name, image in self.images.items():
+                for method, metrics in image["metrics"].items():
+                    rows.writerow([name, method, *(metrics[metric] for metric in METRICS)])
+
+    @staticmethod
+    def read(folder: str | Path) -> Evaluation:
+        """Of the folder that `run` wrote. DataError when there is none."""
+        try:
+            content = json.loads((Path(folder) / "evaluation.json").read_text(encoding="utf-8"))
+            del content["means"]
+            return Evaluation(**content)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{folder}: holds no evaluation ({error}); make one with `workload: evaluate`") from None
+
+
+def format_metric(name: str, value: float) -> str:
+    """As many digits as mean something: 31.42 dB, 0.9213."""
+    return f"{value:.4f}" if name == "ms_ssim" else f"{value:.2f}"
+
+
+def run(config: Config) -> Evaluation:
+    """Compare on every raw, with actors, and write the results; a raw that cannot be compared is named in them.
+
+    raises  BundleError, DataError before any raw is read
+    """
+    bundle = load_bundle(config.bundle)
+    names = _pairs(Path(config.raws), Path(config.truth))
+    settings = config.model_dump(mode="json")
+    images: dict[str, dict[str, Any]] = {}
+    failures: dict[str, str] = {}
+    with ray_session():
+        outcomes = run_pool(
+            Comparer,
+            (settings,),
+            list(names.items()),
+            num_workers=config.scaling.workers,
+            num_cpus=config.scaling.cpus_per_worker,
+            num_gpus=config.scaling.gpus_per_worker,
+            time_limit_s=config.time_limit_s,
+        )
+        for outcome in track(outcomes, total=len(names), description="evaluating"):
+            if outcome.error is None:
+                images[outcome.item[0]] = outcome.result
+            else:
+                failures[outcome.item[0]] = outcome.error
+    evaluation = Evaluation(
+        settings,
+        {"name": bundle.name, "digest": bundle.digest},
+        dict(sorted(images.items())),
+        dict(sorted(failures.items())),
+        library_versions() | {"scikit-image": version("scikit-image")},
+    )
+    evaluation.write()
+    return evaluation
+
+
+class Comparer:
+    """What an actor holds: the bundle."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.config = Config.model_validate(settings)
+        torch.set_num_threads(self.config.scaling.cpus_per_worker)
+        device = "cuda" if self.config.scaling.gpus_per_worker else "cpu"
+        bundle = load_bundle(self.config.bundle)
+        self.engine = Engine(bundle, tile=self.config.tile, precision=self.config.precision, device=device)
+
+    def process(self, item: tuple[str, str]) -> dict[str, Any]:
+        """Compare one raw, write its crops, and return what `Evaluation.images` holds of it."""
+        name, raw_path = item
+        raw = read_raw(raw_path)
+        if raw.xyz_to_camera is None:
+            raise RawFileError(raw_path, "its camera's colour matrix is unknown, so its colours cannot be compared")
+        truth = self._centre(_read_truth(Path(self.config.truth) / f"{name}.exr", raw), raw_path)
+        mask = (truth < 1).all(dim=1, keepdim=True).float()
+        if not mask.any():
+            raise RawFileError(raw_path, "saturates all over its centre, so there is nothing to compare; leave it out")
+        noisy = self._centre(_demosaiced(raw), raw_path)
+        start = time.monotonic()
+        denoised = self._centre(torch.from_numpy(denoise_raw(raw, self.engine)).permute(2, 0, 1)[None], raw_path)
+        seconds = time.monotonic() - start
+        matrix = torch.from_numpy(raw.xyz_to_camera)[None]
+        classical = best_classical(noisy, truth, mask, matrix, methods=self.config.baselines)
+        best = max(classical, key=lambda method: classical[method].metrics["psnr"], default=None)
+        pictures = {"noisy": noisy, "denoised": denoised, "truth": truth}
+        if best is not None:
+            pictures["classical"] = classical[best].picture
+        return {
+            "metrics": {
+                "noisy": compare_camera_rgb(noisy, truth, mask, matrix),
+                **{method: found.metrics for method, found in classical.items()},
+                "denoised": compare_camera_rgb(denoised, truth, mask, matrix),
+            },
+            "parameters": {method: found.parameters for method, found in classical.items()},
+            "best_baseline": best,
+            "camera": raw.metadata().camera,
+            "iso": raw.iso,
+            "megapixels": raw.height * raw.width / 1e6,
+            "seconds_denoising": seconds,
+            "crops": self._write_crops(name, raw, pictures),
+        }
+
+    def _centre(self, picture: Tensor, raw_path: str) -> Tensor:
+        """The crop of a (1, C, H, W) picture that all methods are compared on."""
+        side = self.config.crop
+        height, width = picture.shape[-2:]
+        if min(height, width) < side:
+            raise RawFileError(
+                raw_path, f"is {width} x {height} px, smaller than crop={side}; lower it, or leave it out"
+            )
+        top, left = (height - side) // 2, (width - side) // 2
+        return picture[..., top : top + side, left : left + side]
+
+    def _write_crops(self, name: str, raw: RawImage, pictures: Mapping[str, Tensor]) -> dict[str, str]:
+        """Developed, all with the exposure that suits the truth. Paths below the output folder."""
+        color = {"as_shot_white_balance": raw.as_shot_white_balance, "xyz_to_camera": raw.xyz_to_camera}
+        exposure_ev = auto_exposure_ev(pictures["truth"], **color)
+        paths = {}
+        for label, camera_rgb in pictures.items():
+            srgb = develop_camera_rgb(camera_rgb[0], exposure_ev=exposure_ev, **color)
+            paths[label] = f"crops/{name}/{label}.png"
+            pixels = (srgb * 255).round().byte().permute(1, 2, 0).numpy()
+            write_png(Path(self.config.output) / paths[label], pixels)
+        return paths
+
+
+def _pairs(raws: Path, truth: Path) -> dict[str, str]:
+    """Name -> raw file, for all files of both folders."""
+    for key, folder in (("raws", raws), ("truth", truth)):
+        if not folder.is_dir():
+            raise DataError(f"{key}: {folder} is not a folder; `workload: simulate` makes raws and truth")
+    of_raws = {str(f.relative_to(raws).with_suffix("")): str(f) for f in _files(raws, RAW_SUFFIXES)}
+    of_truth = {str(f.relative_to(truth).with_suffix("")) for f in _files(truth, {".exr"})}
+    for has, lacks, remedy in (
+        (of_raws.keys() - of_truth, f"truth of the same name in {truth}", "remove it from raws"),
+        (of_truth - of_raws.keys(), f"raw of the same name in {raws}", "remove it from truth"),
+    ):
+        if has:
+            raise DataError(f"{', '.join(sorted(has)[:5])} ({len(has)} in all) has no {lacks}: add it, or {remedy}")
+    if not of_raws:
+        raise DataError(f"{raws} holds no raws; `workload: simulate` makes raws and truth")
+    return dict(sorted(of_raws.items()))
+
+
+def _files(folder: Path, suffixes: set[str] | frozenset[str]) -> list[Path]:
+    return [f for f in folder.rglob("*") if f.suffix.lower() in suffixes and not f.name.startswith(".") and f.is_file()]
+
+
+def _read_truth(path: Path, raw: RawImage) -> Tensor:
+    """(1, 3, H, W) camera RGB."""
+    image = read_exr(path)
+    if image.chromaticities:
+        raise ImageFileError(path, "has chromaticities, so it is not camera RGB as the raw's truth must be")
+    if image.rgb.shape[:2] != raw.mosaic.shape:
+        height, width = image.rgb.shape[:2]
+        raise ImageFileError(
+            path, f"is {width} x {height} px, but its raw is {raw.width} x {raw.height}: give the same pixels"
+        )
+    return torch.from_numpy(image.rgb).permute(2, 0, 1)[None]
+
+
+def _demosaiced(raw: RawImage) -> Tensor:
+    """(1, 3, H, W) camera RGB, as noisy as the raw."""
+    mosaic = normalize_levels(torch.from_numpy(raw.mosaic), torch.from_numpy(raw.black_level), float(raw.white_level))
+    return demosaic_malvar(mosaic, cfa=raw.cfa)[None]
