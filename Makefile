@@ -15,6 +15,23 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(INSTALLED)
 
+# Each step is a command that can be typed by hand; what it was and how long it took goes into the report.
+define step
+@mkdir -p runs/demo; echo '$$ stillgrain $(1)'; start=$$(date +%s); $(STILLGRAIN) $(1); status=$$?; \
+  printf '%s\t%s\n' $$(( $$(date +%s) - start )) 'stillgrain $(1)' >> runs/demo/steps.tsv; test $$status -le $(or $(2),0)
+endef
+
+# RAW=folder denoises that folder instead of the simulated raws; files in it that fail are listed, and the demo goes on.
+demo: $(INSTALLED)
+	@rm -f runs/demo/steps.tsv
+	$(call step,run workloads/configs/simulate_demo.yaml)
+	$(call step,run workloads/configs/denoise_demo.yaml)
+	$(call step,bundle verify runs/demo/bundle)
+	$(call step,verify-tiling --bundle runs/demo/bundle)
+	$(call step,run workloads/configs/infer.yaml$(if $(RAW), raws=$(RAW)),1)
+	$(call step,run workloads/configs/evaluate_demo.yaml)
+	@$(STILLGRAIN) report runs/demo --evaluation runs/demo/evaluation --archive runs/demo/archive --steps runs/demo/steps.tsv
+
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
 

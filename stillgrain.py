@@ -129,6 +129,24 @@ def denoise(
     raise typer.Exit(summary.exit_code)
 
 
+@app.command(epilog="Example: `stillgrain report runs/demo --evaluation runs/demo/evaluation`")
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run.")],
+    evaluation: Annotated[Path | None, typer.Option(help="Output folder of a workload: evaluate.")] = None,
+    archive: Annotated[
+        list[Path] | None, typer.Option(help="Output folder of a workload: infer; may be repeated.")
+    ] = None,
+    steps: Annotated[Path | None, typer.Option(help="Lines of seconds, a tab and a command, to be shown.")] = None,
+) -> None:
+    """Write RUN/report.html anew: curves, pictures, tables, in one page that needs nothing else."""
+    from workloads.report import read_steps, write_run_report
+
+    page = write_run_report(
+        run_folder, evaluation=evaluation, archives=archive or (), steps=read_steps(steps) if steps else ()
+    )
+    typer.echo(page)
+
+
 @app.command("verify-tiling", epilog="Example: `stillgrain verify-tiling --bundle runs/demo/bundle`")
 def verify_tiling(bundle: BundlePath, precision: PrecisionOption = "fp32", device: DeviceOption = "cpu") -> None:
     """Prove on this machine that tiles give what the whole image gives: bit for bit in fp32, within a bound in bf16."""

@@ -1,6 +1,7 @@
 """A trained model as a folder (or the same folder zipped) that proves itself on loading.
 
-    manifest.json        what it is: model, input and output, levels, training config, data digest, metrics, versions, hashes of the rest
+    manifest.json        what it is: model, input and output, levels, training config, data digest, metrics, versions,
+                         hashes of the rest
     model.safetensors    weights
     golden.safetensors   inputs and outputs of a few tiles
     README.md            model card
@@ -145,7 +146,8 @@ def pack_bundle(folder: str | Path, archive: str | Path) -> None:
 
 
 def golden_inputs(in_channels: int, lattice: int) -> Tensor:
-    """(4, in_channels, s, s): smooth colour with edges under noise at three exposures, and a clipped one; the same on every machine."""
+    """(4, in_channels, s, s): smooth colour with edges under noise at three exposures, and a clipped one; the same on
+    every machine."""
     side = max(64, 4 * lattice) // lattice * lattice
     rows, columns = torch.meshgrid(torch.linspace(0, 1, side), torch.linspace(0, 1, side), indexing="ij")
     phases = torch.arange(in_channels)[:, None, None]

@@ -1,7 +1,9 @@
-"""One configuration, passed by argument: YAML and `key=value` words -> a frozen pydantic model -> JSON -> the same model on a worker.
+"""One configuration, passed by argument: YAML and `key=value` words -> a frozen pydantic model -> JSON -> the same
+model on a worker.
 
-A component's kind is its file's name: `one_of("library.models")` turns `{kind: unet, funit: 48}` into `library/models/unet.py`'s
-`Config`. There is no registry filled by imports, because it would be empty in a fresh worker process.
+A component's kind is its file's name: `one_of("library.models")` turns `{kind: unet, funit: 48}` into
+`library/models/unet.py`'s `Config`. There is no registry filled by imports, because it would be empty in a fresh worker
+process.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import importlib
 import importlib.util
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -74,8 +76,8 @@ def kinds(package: str) -> list[str]:
 def config_class(package: str, kind: str) -> type[Component]:
     """The `Config` of `package/kind.py`.
 
-    Raises `ConfigError` listing the known kinds when there is no such file. Errors inside the file are not caught: they are bugs, and
-    their traceback is the message.
+    Raises `ConfigError` listing the known kinds when there is no such file. Errors inside the file are not caught: they
+    are bugs, and their traceback is the message.
     """
     known = kinds(package)
     if kind not in known:
@@ -98,7 +100,8 @@ def one_of(package: str) -> Any:
 
 
 def mapping_of(package: str) -> Any:
-    """A field that maps kinds of `package` to their settings: `{ms_ssim: {weight: 0.2}}`. A null value leaves that kind out.
+    """A field that maps kinds of `package` to their settings: `{ms_ssim: {weight: 0.2}}`. A null value leaves that kind
+    out.
 
     A mapping, not a list, so that a command-line word or a sweep can name one entry.
     """
@@ -145,7 +148,8 @@ def _absolute(value: str | Path) -> str:
 
 
 Location = Annotated[str, AfterValidator(_absolute)]
-"""A path or URI. Absolute once validated, since workers run in another directory; relative paths count from where the command runs."""
+"""A path or URI. Absolute once validated, since workers run in another directory; relative paths count from where the
+command runs."""
 
 
 # --- YAML and words ------------------------------------------------------------------------------------------------------------------
@@ -158,16 +162,25 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be a word or a number", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around text that `_Loader` would read as a number, such as a run named 1e5."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -212,8 +225,10 @@ def override(data: Mapping[str, Any], word: str) -> dict[str, Any]:
 
 
 def to_yaml(config: BaseModel) -> str:
-    """The resolved configuration as YAML, in the order of its fields. `load` and `validate` give the same configuration back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    """The resolved configuration as YAML, in the order of its fields. `load` and `validate` give the same configuration
+    back."""
+    data = config.model_dump(mode="json")
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _parse(text: str, where: str) -> Any:
@@ -222,7 +237,8 @@ def _parse(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise ConfigError(f"{where}{line}: not valid YAML: {problem}") from None
 
 
 def _named(value: Any) -> str:

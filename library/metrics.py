@@ -1,4 +1,5 @@
-"""How good an output is, in numbers with stated domain, peak and mask. Names are canonical: `psnr`, `ms_ssim`, `mse`, `l1`."""
+"""How good an output is, in numbers with stated domain, peak and mask. Names are canonical: `psnr`, `ms_ssim`, `mse`,
+`l1`."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ MS_SSIM_SMALLEST_SIDE = 161
 def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
     """Mean over images of each image's mean error over its valid pixels.
 
-    Per image first, so that the result over a batch is the mean of the results over its parts, whatever their masks; this is what lets
-    a global batch be spread over any number of workers.
+    Per image first, so that the result over a batch is the mean of the results over its parts, whatever their masks;
+    this is what lets a global batch be spread over any number of workers.
 
     error   (N, C, H, W)
     mask    (N, 1, H, W), 1 where a pixel counts

@@ -2,7 +2,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+
+from library.bundle import write_bundle
+from library.files.dng import write_cfa_dng
+from library.files.metadata import ImageMetadata
+from library.models import nafnet
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -13,3 +21,56 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"needs the shared test data, and {SHARED_DATA} does not exist")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six small pictures with edges and gradients, to train on."""
+    folder = tmp_path_factory.mktemp("scenes")
+    rows, columns = np.mgrid[:176, :184] / 184
+    for number in range(6):
+        rng = np.random.default_rng(number)
+        waves = [np.sin(rng.uniform(5, 40) * rows + rng.uniform(5, 40) * columns) for _ in range(3)]
+        picture = 0.5 + 0.3 * np.stack(waves, axis=-1) + 0.2 * (rows + columns > 1)[..., None]
+        Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8)).save(folder / f"scene{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def raw_dng(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small noisy GRBG raw with odd sides, as a camera that was turned would have written it."""
+    rows, columns = np.mgrid[:131, :153]
+    mosaic = (
+        512 + 6000 * (1 + np.sin(rows / 9) * np.cos(columns / 7)) + np.random.default_rng(0).normal(0, 60, rows.shape)
+    )
+    metadata = ImageMetadata(
+        make="Stillgrain",
+        model="Test",
+        iso=800.0,
+        orientation=6,
+        xyz_to_camera=np.array([[0.7374, -0.2389, -0.0551], [-0.5435, 1.3162, 0.2519], [-0.1006, 0.1795, 0.6552]]),
+        as_shot_white_balance=np.array([2.0, 1.0, 1.5]),
+    )
+    path = tmp_path_factory.mktemp("raw") / "photo.dng"
+    write_cfa_dng(
+        path,
+        np.clip(mosaic, 0, 16383).astype(np.uint16),
+        cfa="GRBG",
+        black_level=np.full((2, 2), 512.0),
+        white_level=16383,
+        metadata=metadata,
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A NAFNet of width 4 whose weights are all random, so that every layer takes part in the result."""
+    torch.manual_seed(0)
+    model = nafnet.Config(width=4).build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    write_bundle(folder, model, name="small", training={}, data_digest="none", metrics={"val/psnr": 20.0}, step=1)
+    return folder

@@ -35,7 +35,7 @@ from library.files.picture import write_png
 from library.files.raw import RAW_SUFFIXES, RawImage, read_raw
 from library.inference.classical import BASELINES, Baseline, best_classical
 from library.inference.denoise import denoise_raw
-from library.inference.engine import DEFAULT_TILE, Engine, Precision
+from library.inference.engine import DEFAULT_TILE, SMALLEST_TILE, Engine, Precision
 from library.metrics import compare_camera_rgb
 from library.ops.demosaic import demosaic_malvar
 from library.ops.develop import auto_exposure_ev, develop_camera_rgb
@@ -73,7 +73,7 @@ class Config(Frozen):
     crop: int = Field(256, gt=160, multiple_of=2)
     """Pixels a side of the centre crop that is compared; the network is given the whole raw, the others this crop."""
     precision: Precision = "fp32"
-    tile: int = Field(DEFAULT_TILE, gt=0)
+    tile: int = Field(DEFAULT_TILE, ge=SMALLEST_TILE)
     """Packed pixels a side; memory grows with its square, the result stays the same."""
     time_limit_s: float = Field(1800, gt=0)
     """For one raw."""

@@ -16,7 +16,7 @@ from library.bundle import load_bundle
 from library.config import Frozen, Location
 from library.inference.archive import Job, Product, Summary, jobs_of_tree, pending, record
 from library.inference.denoise import Format, Written, denoise_file
-from library.inference.engine import DEFAULT_TILE, Engine, Precision
+from library.inference.engine import DEFAULT_TILE, SMALLEST_TILE, Engine, Precision
 from library.inference.ledger import Ledger
 from workloads.pool import run_pool
 from workloads.progress import track
@@ -44,7 +44,7 @@ class Config(Frozen):
     formats: tuple[Format, ...] = Field(("dng",), min_length=1)
     """dng: demosaiced; cfa-dng: a mosaic; exr: scene-linear; tiff, png: developed. Several are made in one pass."""
     precision: Precision = "fp32"
-    tile: int = Field(DEFAULT_TILE, gt=0)
+    tile: int = Field(DEFAULT_TILE, ge=SMALLEST_TILE)
     """Packed pixels a side; an actor's memory grows with its square, the result stays the same."""
     time_limit_s: float = Field(1800, gt=0)
     """For one file; then its actor is replaced and the file tried once more."""

@@ -1,4 +1,5 @@
-"""A training run from its config to its folder: guards the folder, prepares the data, runs the workers, follows their progress.
+"""A training run from its config to its folder: guards the folder, prepares the data, runs the workers, follows their
+progress.
 
 <storage>/<name>/   run.yaml  metrics.jsonl  tensorboard/  checkpoints  bundle/  images/  report.html
 """

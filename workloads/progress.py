@@ -19,7 +19,8 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def follow(run_folder: Path, steps: int) -> Iterator[None]:
-    """Show step, loss and validation of the run in `run_folder` until the block ends; nothing when output is not a terminal."""
+    """Show step, loss and validation of the run in `run_folder` until the block ends; nothing when output is not a
+    terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield

@@ -39,7 +39,8 @@ def run_workers(function: WorkerFunction, job: dict, scaling: Scaling, run_folde
 
     function    importable by name on the workers
     job         JSON
-    run_folder  absolute, seen by all nodes; Ray keeps the run's checkpoints there and finds them again after any interruption
+    run_folder  absolute, seen by all nodes; Ray keeps the run's checkpoints there and finds them again after any
+                interruption
     raises      the worker's own error if it is one that a user can fix; ConfigError when the cluster is too small
     """
     _check_resources(scaling)
@@ -98,7 +99,8 @@ def _train_worker(arguments: dict) -> None:
 
 
 class RayRecorder(Recorder):
-    """Checkpoints go through `ray.train.report`: Ray stores them, counts the old ones out, and knows which is the last."""
+    """Checkpoints go through `ray.train.report`: Ray stores them, counts the old ones out, and knows which is the last.
+    """
 
     def latest_checkpoint(self) -> Path | None:
         checkpoint = ray.train.get_checkpoint()

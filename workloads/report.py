@@ -1,4 +1,4 @@
-"""A run as one static page that can be mailed: numbers, curves and pictures inside it, nothing fetched, no script needed.
+"""A run as one page that can be mailed: numbers, curves and pictures inside it, nothing fetched, no script needed.
 
 <run folder>/report.html
 """
@@ -14,18 +14,19 @@ from types import MappingProxyType
 from typing import Any
 
 import jinja2
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
 from library.files.atomic import whole_file
-from library.inference.ledger import Ledger
+from library.inference.ledger import Entry, Ledger
 from library.training.recorder import read_metrics
 from workloads.evaluate import METHODS, METRICS, Evaluation, format_metric
 
 _DOMAINS = (
-    "PSNR and MS-SSIM, developed: sRGB primaries and curve, clipped to [0, 1], peak 1. PSNR, linear: linear Rec.2020, unclipped, "
-    "peak 1, the sensor's white. Pixels whose truth saturates do not count."
+    "PSNR and MS-SSIM, developed: sRGB primaries and curve, clipped to [0, 1], peak 1. PSNR, linear: linear Rec.2020, "
+    "unclipped, peak 1, the sensor's white. Pixels whose truth saturates do not count."
 )
 _INK, _ACCENT, _SECOND, _LINE = "#1f2428", "#1c6570", "#b5651d", "#d5d9dc"
 _LARGEST_PICTURE = 256
@@ -40,7 +41,7 @@ def write_run_report(
     commands: Sequence[str] = (),
     seconds: Mapping[str, float] = MappingProxyType({}),
 ) -> Path:
-    """Write `report.html` of a run, whole or not at all, and return its path. What the folder does not hold is left out.
+    """Write `report.html` of a run, whole or not at all, and return its path. What the folder lacks is left out.
 
     run_folder  of a training run: run.yaml, metrics.jsonl, bundle/manifest.json, images/
     evaluation  output folder of `workload: evaluate`
@@ -85,7 +86,7 @@ def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-# --- the run -----------------------------------------------------------------------------------------------------------
+# --- the run ----------------------------------------------------------------------------------------------------------
 
 
 def _summary(manifest: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:
@@ -150,7 +151,7 @@ def _validation_scenes(images: Path) -> list[dict[str, Any]]:
     ]
 
 
-# --- curves ------------------------------------------------------------------------------------------------------------
+# --- curves -----------------------------------------------------------------------------------------------------------
 
 
 def _curves(metrics: Sequence[Mapping[str, Any]], best_step: int | None) -> list[dict[str, str]]:
@@ -188,20 +189,20 @@ def _chart(label: str, lines: Mapping[str, list[tuple[int, float]]], best_step: 
     if best_step is not None:
         axes.axvline(best_step, color="#8b949a", linewidth=0.9, linestyle=(0, (4, 3)), label="published")
         axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
-    if label == "loss" and all(value > 0 for points in lines.values() for _, value in points):
-        axes.set_yscale("log")
+    axes.set_xlim(0, max(step for points in lines.values() for step, _ in points) * 1.03)
     axes.set_xlabel("step (optimizer updates)", color=_INK)
     axes.set_ylabel(label, color=_INK)
-    axes.grid(axis="y", which="both", color=_LINE, linewidth=0.6)
-    axes.tick_params(which="both", colors=_INK, labelsize=9, length=3, width=0.6)
+    axes.grid(axis="y", color=_LINE, linewidth=0.6)
+    axes.tick_params(colors=_INK, labelsize=9, length=3, width=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#8b949a")
     content = io.BytesIO()
-    figure.savefig(content, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": "stillgrain"}):  # or each page would name its paths anew, at random
+        figure.savefig(content, format="svg", metadata={"Date": None})
     return _data_uri("image/svg+xml", content.getvalue())
 
 
-# --- evaluation --------------------------------------------------------------------------------------------------------
+# --- evaluation -------------------------------------------------------------------------------------------------------
 
 
 def _evaluation(folder: Path) -> dict[str, Any]:
@@ -212,7 +213,7 @@ def _evaluation(folder: Path) -> dict[str, Any]:
         {
             "label": f"{METHODS[method]}: {found.bundle['name']}" if method == "denoised" else METHODS[method],
             "ours": method == "denoised",
-            "values": [(format_metric(name, metrics[name]), metrics[name] == best[name]) for name in METRICS],
+            "cells": [(format_metric(name, metrics[name]), metrics[name] == best[name]) for name in METRICS],
         }
         for method, metrics in means.items()
     ]
@@ -231,7 +232,9 @@ def _verdict(means: Mapping[str, Mapping[str, float]]) -> str:
     if not means:
         return "No raw could be compared."
     gain = means["denoised"]["psnr"] - means["noisy"]["psnr"]
-    text = f"The bundle gains {gain:+.2f} dB of developed PSNR over the noisy demosaic."
+    text = (
+        f"The bundle {'gains' if gain >= 0 else 'loses'} {abs(gain):.2f} dB of developed PSNR over the noisy demosaic."
+    )
     classical = [method for method in means if method not in ("noisy", "denoised")]
     if not classical:
         return text
@@ -239,8 +242,8 @@ def _verdict(means: Mapping[str, Mapping[str, float]]) -> str:
     margin = means["denoised"]["psnr"] - means[best]["psnr"]
     return (
         f"{text} The best classical denoiser here is {METHODS[best]}; the bundle is {abs(margin):.2f} dB "
-        f"{'above' if margin >= 0 else 'below'} it. The classical ones have their parameters chosen against the truth, for each "
-        "picture and metric anew: their numbers are upper bounds that nobody reaches in practice."
+        f"{'above' if margin >= 0 else 'below'} it. The classical ones have their parameters chosen against the truth, "
+        "for each picture and metric anew: their numbers are upper bounds, which nobody reaches in practice."
     )
 
 
@@ -252,45 +255,51 @@ def _evaluated_scene(folder: Path, name: str, image: Mapping[str, Any]) -> dict[
     for role, path in sorted(image["crops"].items(), key=lambda item: list(labels).index(item[0])):
         metrics = image["metrics"].get(shown[role])
         values = {n: format_metric(n, metrics[n]) for n in METRICS} if metrics else {}
-        note = f"{values['psnr']} dB · {values['ms_ssim']} · {values['psnr.linear']} dB" if values else ""
+        note = (
+            f"{values['psnr']}\N{NO-BREAK SPACE}dB · {values['ms_ssim']} · {values['psnr.linear']}\N{NO-BREAK SPACE}dB"
+            if values
+            else ""
+        )
         pictures.append(_picture(folder / path, role, labels[role][:1].upper() + labels[role][1:], note))
     iso = f", ISO {image['iso']:g}" if image["iso"] else ""
     size = f"{image['megapixels']:.2f} megapixels denoised in {image['seconds_denoising']:.1f} s"
     return {"name": name, "note": f"{image['camera']}{iso}; {size}", "pictures": pictures}
 
 
-# --- archives ----------------------------------------------------------------------------------------------------------
+# --- archives ---------------------------------------------------------------------------------------------------------
 
 
 def _archive(folder: Path) -> dict[str, Any]:
     with Ledger.open(folder) as ledger:
-        counts, entries = ledger.counts(), list(ledger.rows())
-    # What went wrong is what one looks for.
-    entries.sort(key=lambda entry: entry.status == "done")
-    num_failed = len(entries) - counts["done"]
-    shown = entries[: max(_LARGEST_TABLE, num_failed)]
-    total = sum({entry.input_path: entry.seconds for entry in entries}.values())
+        counts = ledger.counts()
+        raws: dict[tuple[str, str, str | None], list[Entry]] = {}
+        for entry in ledger.rows():
+            raws.setdefault((entry.input_path, entry.status, entry.error), []).append(entry)
+    # What went wrong is what one looks for: it comes first, and all of it.
+    rows = sorted(raws.items(), key=lambda item: item[0][1] == "done")
+    num_shown = max(_LARGEST_TABLE, sum(status != "done" for _, status, _ in raws))
+    total = sum(entries[0].seconds for entries in raws.values())
     return {
         "name": folder.name,
         "summary": (
-            f"{len(entries)} outputs: {counts['done']} done, {counts['failed']} failed, {counts['quarantined']} quarantined; "
-            f"{_duration(total)} of work on one worker."
+            f"{sum(counts.values())} outputs: {counts['done']} done, {counts['failed']} failed, "
+            f"{counts['quarantined']} quarantined; {_duration(total)} of work."
         ),
         "rows": [
             {
-                "input": entry.input_path,
-                "output": entry.output_path,
-                "status": entry.status,
-                "seconds": f"{entry.seconds:.1f}",
-                "error": entry.error,
+                "input": input_path,
+                "outputs": ", ".join(entry.output_path for entry in entries),
+                "status": status,
+                "seconds": f"{entries[0].seconds:.1f}",
+                "error": error,
             }
-            for entry in shown
+            for (input_path, status, error), entries in rows[:num_shown]
         ],
-        "num_hidden": len(entries) - len(shown),
+        "num_hidden": len(rows[num_shown:]),
     }
 
 
-# --- pieces ------------------------------------------------------------------------------------------------------------
+# --- pieces -----------------------------------------------------------------------------------------------------------
 
 
 def _picture(path: Path, role: str, label: str, note: str = "") -> dict[str, str]:

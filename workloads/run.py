@@ -1,4 +1,5 @@
-"""From a YAML file to a finished workload: `workload: denoise` runs `workloads/denoise.py`. Defines nothing that travels to a worker."""
+"""From a YAML file to a finished workload: `workload: denoise` runs `workloads/denoise.py`. Defines nothing that
+travels to a worker."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ _CLAIM = "simulate.json"
 class Config(Frozen):
     workload: Literal["simulate"] = "simulate"
     dataset: one_of("library.datasets")  # pyright: ignore[reportInvalidTypeForm]
-    """Its held-out scenes are rendered, through sensors that it draws; with a training's own dataset they are new to its model."""
+    """Its held-out scenes are rendered, by sensors it draws; a model trained with it has never seen them."""
     output: Location
     """Folder for raws and truth."""
     storage: Location = "runs"
@@ -99,7 +99,8 @@ def _claim(config: Config) -> None:
     ours = json.dumps(config.model_dump(mode="json", exclude={"output", "storage"}), indent=1) + "\n"
     if file.exists() and file.read_text(encoding="utf-8") != ours:
         raise ConfigError(
-            f"output: {config.output} holds the raws of another config (its {_CLAIM}): give another output=..., or delete that folder"
+            f"output: {config.output} holds the raws of another config (see its {_CLAIM}): give another output=..., "
+            "or delete that folder"
         )
     with whole_file(file) as temporary:
         temporary.write_text(ours, encoding="utf-8")
@@ -108,7 +109,7 @@ def _claim(config: Config) -> None:
 def _render(
     config: Config, scenes: synthetic.Synthetic, scene: int, number: int, cfa: str, raw: Path, truth: Path
 ) -> None:
-    # By the scene's name, so that a growing folder of scenes changes none of the raws that are there.
+    # By the scene's name: its sensor and noise do not depend on what other scenes there are.
     rng = np.random.default_rng([config.seed, zlib.crc32(scenes.store.names[scene].encode()), number])
     sensor = scenes.config.sensor.draw(rng)
     rgb, xyz_to_camera = scenes.camera_rgb(scene, _centre(scenes, scene, config.max_side), sensor)

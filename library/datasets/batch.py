@@ -11,7 +11,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Noisy mosaics with their truth; float32, scene-linear, black at 0 and white at 1, unclipped (below 0 is legal in `noisy`)."""
+    """Noisy mosaics with their truth; float32, scene-linear, black at 0 and white at 1, unclipped (below 0 is legal in
+    `noisy`)."""
 
     noisy: Tensor
     """(N, 4, h, w) packed R, G1, G2, B, no white balance."""

@@ -1,8 +1,9 @@
 """Which sample at which step: pure functions of (seed, step, slot), so that resuming is setting the step.
 
-A global batch has `batch_size` slots. Slot s of step t holds the same scene, crop, flip and noise however many workers share the batch,
-in whatever order they compute it, and whether or not the run was ever interrupted. The random numbers come from Philox, a counter-based
-generator (Salmon et al. 2011): the counter is the place in the run, and nothing is carried from one step to the next.
+A global batch has `batch_size` slots. Slot s of step t holds the same scene, crop, flip and noise however many workers
+share the batch, in whatever order they compute it, and whether or not the run was ever interrupted. The random numbers
+come from Philox, a counter-based generator (Salmon et al. 2011): the counter is the place in the run, and nothing is
+carried from one step to the next.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ _SHUFFLE, _TRAINING, _VALIDATION, _LAYERS = range(4)
 
 
 def slots_of(rank: int, world_size: int, batch_size: int) -> range:
-    """The slots of a global batch that worker `rank` of `world_size` computes; `batch_size` is a multiple of `world_size`."""
+    """The slots of a global batch that worker `rank` of `world_size` computes; `batch_size` is a multiple of
+    `world_size`."""
     per_worker, rest = divmod(batch_size, world_size)
     assert rest == 0, f"a batch of {batch_size} cannot be shared by {world_size} workers"
     return range(rank * per_worker, (rank + 1) * per_worker)
@@ -38,7 +40,8 @@ def validation_random(seed: int, index: int) -> np.random.Generator:
 
 
 def layer_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of whatever layers draw during a step: dropout, added noise. Differs between workers, whose samples differ too."""
+    """Seed of whatever layers draw during a step: dropout, added noise. Differs between workers, whose samples differ
+    too."""
     return int(_generator(seed, _LAYERS, step, rank).integers(2**63))
 
 
@@ -48,5 +51,6 @@ def _permutation(seed: int, epoch: int, num_scenes: int) -> np.ndarray:
 
 
 def _generator(seed: int, purpose: int, step: int, slot: int) -> np.random.Generator:
-    # Drawing advances the lowest word of the counter, which starts at 0; the words above it say where in the run we are.
+    # Drawing advances the lowest word of the counter, which starts at 0; the words above it say where in the run we
+    # are.
     return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, slot, step, 0]))

@@ -1,7 +1,8 @@
-"""Scenes for a first run on any machine: photographs that scikit-image ships, and dead-leaves images that are drawn here.
+"""Scenes for a first run on any machine: photographs that scikit-image ships, and dead-leaves images that are drawn
+here.
 
-Nothing is fetched: only images inside the scikit-image wheel are used. Dead leaves (Lee, Mumford, Huang 2001) have the edge and scale
-statistics of natural images and train denoisers nearly as well as photographs (Achddou et al. 2021).
+Nothing is fetched: only images inside the scikit-image wheel are used. Dead leaves (Lee, Mumford, Huang 2001) have the
+edge and scale statistics of natural images and train denoisers nearly as well as photographs (Achddou et al. 2021).
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def sample_scenes() -> Iterator[Scene]:
 
 
 def dead_leaves(side: int, rng: np.random.Generator, *, smallest_radius: float = 3.0) -> np.ndarray:
-    """Opaque discs that fall on one another, of radii with density r^-3 (scale invariance), each shaded across and slightly textured.
+    """Opaque discs that fall on one another, of radii with density r^-3 (scale invariance), each shaded across and
+    slightly textured.
 
     returns  (side, side, 3) float32 linear sRGB in [0, 1]
     """

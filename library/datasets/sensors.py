@@ -1,7 +1,8 @@
-"""Sensors to simulate: a camera matrix and Poisson-Gaussian noise, drawn from published ranges or from a table of real cameras.
+"""Sensors to simulate: a camera matrix and Poisson-Gaussian noise, drawn from published ranges or from a table of real
+cameras.
 
-Noise is Var(x) = a x + b on black-subtracted, white-normalised values (Foi et al. 2008), the same for all planes: real raws have equal
-gain in all of them before white balance.
+Noise is Var(x) = a x + b on black-subtracted, white-normalised values (Foi et al. 2008), the same for all planes: real
+raws have equal gain in all of them before white balance.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from library.config import Frozen, Location
 from library.errors import DataError
 from library.ops.color import D65_WHITE_XYZ
 
-# Four measured XYZ -> camera matrices, and the ranges of the white-balance gains under daylight, of Brooks et al. 2019, "Unprocessing
-# Images for Learned Raw Denoising", section 3.2 and its published code.
+# Four measured XYZ -> camera matrices, and the ranges of the white-balance gains under daylight, of Brooks et al. 2019,
+# "Unprocessing Images for Learned Raw Denoising", section 3.2 and its published code.
 _MATRICES = np.array(
     [
         [[1.0234, -0.2969, -0.2266], [-0.5625, 1.6328, -0.0469], [-0.0703, 0.2188, 0.6406]],
@@ -90,8 +91,8 @@ class ProfiledSensor(Frozen):
     iso: Range = (100, 25600)
     """ISO values to draw from."""
     scale: float = Field(7.0, gt=0)
-    """Factor from the table's variances to those of a mosaic: darktable's profiles, measured after interpolation, are 6 to 10 times below
-    photosite noise."""
+    """Factor from the table's variances to those of a mosaic: darktable's profiles, measured after interpolation, are 6
+    to 10 times below photosite noise."""
 
     def draw(self, rng: np.random.Generator) -> Sensor:
         """One sensor. Raises `DataError` when the table cannot be used or holds no row in the range."""
@@ -113,7 +114,8 @@ def draw_matrix(rng: np.random.Generator) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def _profiles(table: str, min_iso: float, max_iso: float) -> list[list[tuple[float, float]]]:
-    """(a, b) of green by camera and ISO. Placeholder rows (a <= 0, or marked skip) are left out; a negative b counts as 0."""
+    """(a, b) of green by camera and ISO. Placeholder rows (a <= 0, or marked skip) are left out; a negative b counts as
+    0."""
     try:
         text = Path(table).read_text(encoding="utf-8")
         rows = _rows_of_json(text) if text.lstrip().startswith("{") else _rows_of_csv(text)
@@ -121,7 +123,7 @@ def _profiles(table: str, min_iso: float, max_iso: float) -> list[list[tuple[flo
         raise DataError(
             f"{table}: cannot be read ({error.strerror}); give a CSV of noise profiles or darktable's noiseprofiles.json"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise DataError(
             f"{table}: is not a table of noise profiles ({error!r}); it needs maker, model, iso, a_g and b_g"
         ) from None

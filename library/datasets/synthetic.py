@@ -1,7 +1,8 @@
-"""Clean scenes mosaiced and noised on the fly: display images brought back to linear light, linear images, or clean raws.
+"""Clean scenes mosaiced and noised on the fly: display images brought back to linear light, linear images, or clean
+raws.
 
-A sample is: a crop of a scene, flipped or transposed, at a random exposure, seen by a random sensor (camera matrix, Poisson-Gaussian
-noise), sampled by an RGGB mosaic. Flips come before the mosaic, so the CFA phase is always right.
+A sample is: a crop of a scene, flipped or transposed, at a random exposure, seen by a random sensor (camera matrix,
+Poisson-Gaussian noise), sampled by an RGGB mosaic. Flips come before the mosaic, so the CFA phase is always right.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from library.datasets.batch import Batch
 from library.datasets.sensors import AnySensor, ParametricSensor, Range, Sensor
 from library.datasets.store import Scene, SceneStore
 from library.errors import DataError, RawFileError
+from library.files.headless import sidecar_path
 from library.files.picture import read_image
 from library.files.raw import read_raw
 from library.ops.cfa import pack_cfa, sample_cfa
@@ -39,15 +41,16 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".jxl", ".hdr", ".exr")
 class Config(Component):
     kind: Literal["synthetic"] = "synthetic"
     scenes: Literal["samples"] | Location = "samples"
-    """A folder (searched with its subfolders) of clean raws, linear EXR or display images; `samples` is a score of scenes that need no
-    download: photographs that scikit-image ships and dead-leaves images."""
-    held_out: tuple[str, ...] | float = 0.2
-    """Scenes for validation, never trained on: their names, or a fraction, chosen by a hash of the name so that a growing folder moves
-    no scene from one side to the other."""
+    """A folder (searched with its subfolders) of clean raws, linear EXR or display images; `samples` is a score of
+    scenes that need no download: photographs that scikit-image ships and dead-leaves images."""
+    held_out: tuple[str, ...] | Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Scenes for validation, never trained on: their names, or a fraction, chosen by a hash of the name so that a
+    growing folder moves no scene from one side to the other."""
     crop: int = Field(128, ge=16, multiple_of=2)
     """Full-resolution pixels a side of a training crop."""
     validation_crop: int = Field(256, gt=160, multiple_of=2)
-    """Full-resolution pixels a side of the centre crop that validation sees of each scene; MS-SSIM needs more than 160."""
+    """Full-resolution pixels a side of the centre crop that validation sees of each scene; MS-SSIM needs more than 160.
+    """
     exposure_ev: Range = (-2.0, 0.0)
     """Stops by which a scene is brightened, at random; absolute-scale models must know every exposure."""
     flips: bool = True
@@ -69,7 +72,7 @@ class Config(Component):
             digest, scenes = samples.DIGEST, samples.sample_scenes()
         else:
             files = _scene_files(self.scenes)
-            digest, scenes = _digest(files), _read_scenes(Path(self.scenes), files)
+            digest, scenes = _digest(Path(self.scenes), files), _read_scenes(Path(self.scenes), files)
         store = Path(folder) / f"scenes-{hashlib.sha256(f'{_STORE_VERSION} {digest}'.encode()).hexdigest()[:16]}"
         if not store.exists():
             SceneStore.create(store, scenes, digest)
@@ -99,7 +102,8 @@ class Synthetic:
         return Batch.stack([self._training_item(step, slot, batch_size) for slot in slots])
 
     def validation_item(self, index: int) -> tuple[str, Batch]:
-        """Name and one-image batch of validation scene `index`: centre crop, sensor and noise fixed by the seed, exposure in the middle."""
+        """Name and one-image batch of validation scene `index`: centre crop, sensor and noise fixed by the seed,
+        exposure in the middle."""
         scene = self.validation_scenes[index]
         rng = order.validation_random(self.seed, index)
         height, width = self.store.size(scene)
@@ -126,7 +130,8 @@ class Synthetic:
         """A noise-free crop of a scene as a sensor sees it, and that sensor's colour matrix.
 
         rgb      (H, W, 3) of the store
-        returns  (3, H, W) camera RGB, from 0 up, above 1 legal; (3, 3) xyz_to_camera, the scene's own if a camera took it
+        returns  (3, H, W) camera RGB, from 0 up, above 1 legal; (3, 3) xyz_to_camera, the scene's own if a camera took
+                 it
         """
         planes = torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
         own = self.store.matrix(scene)
@@ -202,10 +207,13 @@ def _scene_files(folder: str) -> list[Path]:
     return files
 
 
-def _digest(files: Sequence[Path]) -> str:
-    """Of the contents, in order; names count too, since they decide the split."""
+def _digest(root: Path, files: Sequence[Path]) -> str:
+    """Of the contents, in order; names count too, since they decide the split, and what a sidecar says of a file."""
+    described = [path for file in files for path in (file, sidecar_path(file)) if path.is_file()]
     return hashlib.sha256(
-        json.dumps([[f.name, hashlib.sha256(f.read_bytes()).hexdigest()] for f in files]).encode()
+        json.dumps(
+            [[os.fspath(p.relative_to(root)), hashlib.sha256(p.read_bytes()).hexdigest()] for p in described]
+        ).encode()
     ).hexdigest()
 
 
@@ -217,6 +225,8 @@ def _read_scenes(root: Path, files: Sequence[Path]) -> Iterator[Scene]:
 
 def _display_scene(name: str, file: Path) -> Scene:
     image = read_image(file)
+    if not np.isfinite(image.rgb).all():
+        raise DataError(f"{file}: holds infinities or NaN, so it cannot serve as a training scene; remove it")
     rgb = torch.tensor(image.rgb).permute(2, 0, 1)
     if image.encoding == "srgb":
         rgb = srgb_decode(rgb)

@@ -1,7 +1,7 @@
 """Many raw files: which outputs they get, which of them are there already, and what became of the rest.
 
-The ledger in the output folder is the truth. An output is done when the same input, bundle, parameters and engine made it and it is
-still there; anything else is work. One file's failure is recorded with its reason and harms no other.
+The ledger in the output folder is the truth. An output is done when the same input, bundle, parameters and engine made
+it and it is still there; anything else is work. One file's failure is recorded with its reason and harms no other.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class Summary:
         return 1 if self.failures else 0
 
     def __str__(self) -> str:
-        lines = [f"{self.output}: {self.done} denoised, {self.skipped} done before, {len(self.failures)} failed, {self.seconds:.1f} s"]
+        lines = [
+            f"{self.output}: {self.done} denoised, {self.skipped} done before, {len(self.failures)} failed, {self.seconds:.1f} s"
+        ]
         return "\n".join(lines + [f"  failed: {reason}" for reason in self.failures.values()])
 
 
@@ -76,7 +78,9 @@ def jobs_of_files(raws: Sequence[Path], output: Path, output_format: Format) -> 
         source = Path(os.path.abspath(raw))
         target = Path(os.path.abspath(output)) / f"{raw.stem}{ENCODERS[output_format].suffix}"
         if target in jobs and jobs[target].raw != source:
-            raise ConfigError(f"{jobs[target].raw} and {raw} would both be written to {target}: denoise them into different folders")
+            raise ConfigError(
+                f"{jobs[target].raw} and {raw} would both be written to {target}: denoise them into different folders"
+            )
         jobs[target] = Job(source, str(source), {output_format: target})
     return list(jobs.values())
 
@@ -92,10 +96,14 @@ def jobs_of_tree(archive: Path, output: Path, formats: Sequence[Format]) -> Iter
         raise ConfigError(f"raws: {archive} is not a folder; give the folder that holds the raw files")
     suffixes = [ENCODERS[f].suffix for f in formats]
     if len(set(suffixes)) < len(suffixes):
-        raise ConfigError(f"formats: {', '.join(formats)} would write the same file names; run them into different folders")
+        raise ConfigError(
+            f"formats: {', '.join(formats)} would write the same file names; run them into different folders"
+        )
     for folder, subfolders, names in os.walk(archive):
         here = Path(folder)
-        subfolders[:] = sorted(s for s in subfolders if not s.startswith(".") and (here / s).absolute() != output.absolute())
+        subfolders[:] = sorted(
+            s for s in subfolders if not s.startswith(".") and (here / s).absolute() != output.absolute()
+        )
         raws = sorted(n for n in names if not n.startswith(".") and Path(n).suffix.lower() in RAW_SUFFIXES)
         stems = [Path(n).stem for n in raws]
         for name in raws:

@@ -45,8 +45,8 @@ def best_classical(
 ) -> dict[Baseline, Best]:
     """Each method over its grid of parameters and, as one more candidate, doing nothing.
 
-    noisy, truth   (1, 3, H, W) camera RGB at absolute scale, sides of more than 160 px
-    mask           (1, 1, H, W), 1 where a pixel counts
+    noisy, truth   (1, 3, H, W) camera RGB at absolute scale, not equal, sides of more than 160 px
+    mask           (1, 1, H, W), 1 where a pixel counts, as some must
     xyz_to_camera  (1, 3, 3)
     """
     stabilizer = Stabilizer(0.02)

@@ -43,7 +43,8 @@ class Written:
 def denoise_raw(raw: RawImage, engine: Engine) -> np.ndarray:
     """The whole denoised picture in memory, for a notebook.
 
-    returns  (H, W, 3) float32 camera RGB in the raw's own pixels: black at 0, white at 1, no white balance, not turned upright
+    returns  (H, W, 3) float32 camera RGB in the raw's own pixels: black at 0, white at 1, no white balance, not turned
+             upright
     """
     picture = np.empty((raw.height, raw.width, 3), np.float32)
     for patch in engine.camera_rgb(raw):
@@ -79,7 +80,8 @@ def denoise_file(raw_path: str | Path, outputs: Mapping[Format, str | Path], eng
 
 
 class Encoder(ABC):
-    """How camera RGB becomes the samples of one kind of file, patch by patch, so that no full-size float picture is ever held."""
+    """How camera RGB becomes the samples of one kind of file, patch by patch, so that no full-size float picture is
+    ever held."""
 
     suffix: str
     dtype: type
@@ -193,7 +195,8 @@ ENCODERS: dict[Format, type[Encoder]] = {"dng": LinearDng, "cfa-dng": CfaDng, "e
 
 
 def exposure_of(raw: RawImage) -> float:
-    """Stops that expose a raw for its highlights: from the noisy file at half size, so that every output of it gets the same."""
+    """Stops that expose a raw for its highlights: from the noisy file at half size, so that every output of it gets the
+    same."""
     mosaic = normalize_levels(torch.from_numpy(raw.mosaic), torch.from_numpy(raw.black_level), float(raw.white_level))
     rgb = demosaic_half_size(mosaic, cfa=raw.cfa)
     return auto_exposure_ev(rgb, as_shot_white_balance=raw.as_shot_white_balance, xyz_to_camera=raw.xyz_to_camera)

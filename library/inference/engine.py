@@ -1,4 +1,5 @@
-"""A denoiser applied to a whole image through exact tiles; what it needs of memory depends on the tile, not on the image."""
+"""A denoiser applied to a whole image through exact tiles; what it needs of memory depends on the tile, not on the
+image."""
 
 from __future__ import annotations
 
@@ -23,6 +24,10 @@ ENGINE_VERSION = "1"
 DEFAULT_TILE = 512
 """Model input pixels a side: 1024 photosites, about half a gigabyte of activations for a 32-channel network."""
 
+SMALLEST_TILE = 96
+"""Model input pixels a side. PyTorch computes a convolution of up to 20,480 input samples with another kernel, which
+rounds differently (`ConvParams::use_mkldnn`); windows of this size stay above that at every layer."""
+
 
 class Patch(NamedTuple):
     """A rectangle of a picture."""
@@ -37,10 +42,11 @@ class Engine:
     """Runs one bundle. Deterministic: in float32 the result does not depend on the tile size, bit for bit.
 
     bundle     of a raw denoiser (packed mosaics in, camera RGB out)
-    tile       model input pixels a side; rounded down to the lattice
+    tile       model input pixels a side, at least `SMALLEST_TILE`; rounded down to the lattice
     precision  of the network; bf16 is about twice as fast where the processor has it, and no longer exact
     device     such as "cpu" or "cuda"
-    raises     BundleError when the bundle takes something else; ConfigError when the tile is smaller than the lattice
+    raises     BundleError when the bundle takes something else; ConfigError when the tile is smaller than
+               `SMALLEST_TILE`
     """
 
     def __init__(
@@ -55,14 +61,14 @@ class Engine:
                 bundle.path,
                 f"takes {self.model.in_channels} channels, and raw files give 4 packed planes; use a raw denoiser's bundle",
             )
-        if self.tile <= 0:
-            raise ConfigError(f"tile is {tile}, but this bundle needs at least {self.model.lattice} (its lattice)")
+        if tile < SMALLEST_TILE:
+            raise ConfigError(f"tile is {tile}, but must be at least {SMALLEST_TILE}, or rounding would depend on it")
 
     def camera_rgb(self, raw: RawImage) -> Iterator[Patch]:
         """The denoised and demosaiced picture, patch by patch.
 
-        yields  patches in the raw's own pixels, each pixel once, row by row: camera RGB, black at 0 and white at 1, no white balance,
-                below 0 and above 1 legal
+        yields  patches in the raw's own pixels, each pixel once, row by row: camera RGB, black at 0 and white at 1, no
+                white balance, below 0 and above 1 legal
         """
         mosaic = pad_to_rggb(torch.from_numpy(raw.mosaic), raw.cfa)
         side = 2 * self.model.lattice

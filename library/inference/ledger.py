@@ -65,8 +65,8 @@ class Entry:
 
     input_path     relative to the archive's root; absolute for a file that was named by itself
     output_path    relative to the output folder
-    *_mtime_ns     modification time as `os.stat` gives it; the input's from before it was read, lest a later change pass
-                   for the one that was used
+    *_mtime_ns     modification time as `os.stat` gives it; of the input from before it was read, or a change meanwhile
+                   would go unnoticed
     parameters, engine  as in `output_key`
     seconds        duration of the work
     error          why there is no output

@@ -1,4 +1,5 @@
-"""1 - MS-SSIM (Wang, Simoncelli, Bovik 2003), as pytorch-msssim computes it: 5 scales, 11-tap Gaussian of sigma 1.5, range 1."""
+"""1 - MS-SSIM (Wang, Simoncelli, Bovik 2003), as pytorch-msssim computes it: 5 scales, 11-tap Gaussian of sigma 1.5,
+range 1."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ class MSSSIM(nn.Module):
     def forward(self, output: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """Mean over images of (1 - MS-SSIM) / valid fraction; unweighted.
 
-        Pixels that do not count are set to the target, where they are perfect and add nothing; dividing by the valid fraction makes up
-        for their share of the mean.
+        Pixels that do not count are set to the target, where they are perfect and add nothing; dividing by the valid
+        fraction makes up for their share of the mean.
 
         output, target  (N, 3, H, W), range about [0, 1], below 0 is legal; H and W at least 161
         mask            (N, 1, H, W), 1 where a pixel counts, 0 where not

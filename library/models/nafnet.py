@@ -1,8 +1,8 @@
 """A small NAFNet (Chen et al. 2022, "Simple Baselines for Image Restoration") for joint denoising and demosaicing.
 
-Differs from the paper in what tiles and short training ask for: no channel attention (its global pooling would make a tile's result
-depend on the tile), and the network corrects a bilinear demosaic in a variance-stabilised domain, so that at the start, when head and
-residual scales are zero, it *is* the bilinear demosaic.
+Differs from the paper in what tiles and short training ask for: no channel attention (its global pooling would make a
+tile's result depend on the tile), and the network corrects a bilinear demosaic in a variance-stabilised domain, so that
+at the start, when head and residual scales are zero, it *is* the bilinear demosaic.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from library.models.blocks.image_model import ImageModel, ModelConfig
 from library.models.blocks.precision import full_precision
 from library.models.blocks.stabilizer import Stabilizer
 
-# Brings stabilised samples, mostly in [0, 0.87], to about zero mean and unit size, and the head's first corrections to theirs.
+# Brings stabilised samples, mostly in [0, 0.87], to about zero mean and unit size, and the head's first corrections to
+# theirs.
 _INPUT_MEAN, _INPUT_GAIN, _OUTPUT_GAIN = 0.3, 4.0, 0.1
 
 
@@ -97,7 +98,8 @@ class NAFNet(ImageModel):
 
 
 class _Block(nn.Module):
-    """The paper's block (figure 2c) without channel attention. Residual scales start at zero, so the block starts as the identity."""
+    """The paper's block (figure 2c) without channel attention. Residual scales start at zero, so the block starts as
+    the identity."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
 """UtNet2, the U-Net of RawNIND (Brummer, De Vleeschouwer 2025), after Ronneberger et al. 2015.
 
-Four levels of two 3x3 convolutions with LeakyReLU 0.2, max-pooling down, 2x2 transposed convolutions up, the skip concatenated after the
-upsampled tensor, a 1x1 head. No normalisation, no output activation, no residual link. Trained here at absolute scale.
+Four levels of two 3x3 convolutions with LeakyReLU 0.2, max-pooling down, 2x2 transposed convolutions up, the skip
+concatenated after the upsampled tensor, a 1x1 head. No normalisation, no output activation, no residual link. Trained
+here at absolute scale.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class Config(ModelConfig):
     funit: int = Field(32, gt=0)
     """Channels at full resolution; doubles at each level."""
     head: Literal["pixelshuffle", "preupsample", "plain"] = "pixelshuffle"
-    """How packed input becomes a full-resolution picture: 12 channels shuffled at the end, or bilinear upsampling before the first
-    layer (four times the work). Three-channel input is at full resolution already: plain."""
+    """How packed input becomes a full-resolution picture: 12 channels shuffled at the end, or bilinear upsampling
+    before the first layer (four times the work). Three-channel input is at full resolution already: plain."""
 
     @model_validator(mode="after")
     def _head_fits_input(self) -> Config:
@@ -40,7 +41,8 @@ class Config(ModelConfig):
 
 
 class UNet(ImageModel):
-    """(N, 4, h, w) packed mosaic -> (N, 3, 2h, 2w) camera RGB, or (N, 3, H, W) lin_rec2020 -> same; h and w multiples of the lattice."""
+    """(N, 4, h, w) packed mosaic -> (N, 3, 2h, 2w) camera RGB, or (N, 3, H, W) lin_rec2020 -> same; h and w multiples
+    of the lattice."""
 
     config: Config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 
@@ -24,8 +25,10 @@ class Tile(NamedTuple):
 def plan_tiles(height: int, width: int, *, tile: int, halo: int, lattice: int) -> list[Tile]:
     """Cover an image with tiles, row by row, each pixel once.
 
-    A window ends at the image's own border, where the network pads as it does for the whole image; everywhere else it carries the halo.
-    Every window starts on the lattice, since a network with pooling computes something else from any other origin.
+    Every window starts on the lattice, since a network with pooling computes something else from any other origin. All
+    windows of an image have one shape, tile + 2 halo or the image's own side: at the image's border, where the network
+    pads as it does for the whole image, a window reaches further inwards. One shape means one choice of kernels, and
+    none so small that the library takes another one, which rounds differently.
 
     height, width  pixels, multiples of `lattice`
     tile           pixels a side at most, a multiple of `lattice`
@@ -42,6 +45,9 @@ def plan_tiles(height: int, width: int, *, tile: int, halo: int, lattice: int) -
 
 
 def _spans(side: int, tile: int, halo: int) -> list[tuple[Span, Span]]:
-    starts = range(0, side, tile)
-    cores = [Span(start, min(start + tile, side)) for start in starts]
-    return [(core, Span(max(core.start - halo, 0), min(core.stop + halo, side))) for core in cores]
+    window = min(tile + 2 * halo, side)
+    spans = []
+    for start in range(0, side, tile):
+        window_start = min(max(start - halo, 0), side - window)
+        spans.append((Span(start, min(start + tile, side)), Span(window_start, window_start + window)))
+    return spans

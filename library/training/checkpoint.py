@@ -6,9 +6,10 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import nn
 
 from library.errors import CheckpointError
@@ -19,7 +20,8 @@ _TENSORS, _STATE = "tensors.safetensors", "state.json"
 
 @dataclass
 class Progress:
-    """Where a run stands; all of its state that is not a tensor. Everything else is a function of the config and the step."""
+    """Where a run stands; all of its state that is not a tensor. Everything else is a function of the config and the
+    step."""
 
     step: int = 0
     """Updates done."""
@@ -29,14 +31,15 @@ class Progress:
 
 
 def save_checkpoint(folder: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write weights, optimizer and progress into an existing empty folder, which the caller then makes visible as a whole."""
+    """Write weights, optimizer and progress into an existing empty folder, which the caller then makes visible as a
+    whole."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
     path = Path(folder)
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path / _TENSORS)
-    digest = hashlib.sha256((path / _TENSORS).read_bytes()).hexdigest()
-    state = {"format": _FORMAT, "tensors_sha256": digest, "progress": asdict(progress)}
+    state = {"format": _FORMAT, "progress": asdict(progress)}
+    state["sha256"] = _digest(state["progress"], (path / _TENSORS).read_bytes())
     (path / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
 
 
@@ -49,18 +52,18 @@ def load_checkpoint(folder: str | Path, model: nn.Module, optimizer: torch.optim
     try:
         state = json.loads((path / _STATE).read_text(encoding="utf-8"))
         content = (path / _TENSORS).read_bytes()
-    except (OSError, ValueError) as error:
+        written_format, progress, digest = state["format"], state["progress"], state["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             path, f"is not a whole checkpoint ({error}); delete it to go on from the one before"
         ) from None
-    if state.get("format") != _FORMAT:
-        raise CheckpointError(path, f"has format {state.get('format')}, and this version reads format {_FORMAT}")
-    if hashlib.sha256(content).hexdigest() != state["tensors_sha256"]:
+    if written_format != _FORMAT:
+        raise CheckpointError(path, f"has format {written_format}, and this version reads format {_FORMAT}")
+    if _digest(progress, content) != digest:
         raise CheckpointError(
-            path,
-            f"{_TENSORS} is damaged (its hash is not the recorded one); delete the folder to go on from the one before",
+            path, "is damaged (its hash is not the recorded one); delete the folder to go on from the one before"
         )
-    tensors = load_file(path / _TENSORS)
+    tensors = load(content)
     try:
         model.load_state_dict(
             {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
@@ -73,4 +76,8 @@ def load_checkpoint(folder: str | Path, model: nn.Module, optimizer: torch.optim
             _, index, key = name.split(".")
             optimizer_state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": optimizer_state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return Progress(**state["progress"])
+    return Progress(**progress)
+
+
+def _digest(progress: Any, tensors: bytes) -> str:
+    return hashlib.sha256(json.dumps(progress, sort_keys=True).encode() + tensors).hexdigest()

@@ -1,6 +1,7 @@
 """The training loop: knows neither Ray nor what is trained.
 
-batch of (seed, step, slot) -> network (float32 or bfloat16) -> objective (float32) -> AdamW -> log, validate, publish, commit
+batch of (seed, step, slot) -> network (float32 or bfloat16) -> objective (float32) -> AdamW -> log, validate, publish,
+commit
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ class Task(Protocol):
 def fit(config: TrainingConfig, task: Task, recorder: Recorder, world: World = World()) -> Progress:  # noqa: B008  (frozen)
     """Train until `config.steps`, going on from the recorder's latest checkpoint if there is one. All workers call it.
 
-    The same config and seed give the same weights, bit for bit on one machine and number of workers, however often the run was
-    interrupted. Any number of workers sees the same global batches.
+    The same config and seed give the same weights, bit for bit on one machine and number of workers, however often the
+    run was interrupted. Any number of workers sees the same global batches.
     """
     model = task.model.to(device=world.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     network = world.wrap(model)

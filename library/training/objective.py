@@ -1,4 +1,5 @@
-"""From a network's output to a loss, in one place: camera matrix -> transfer -> mask -> weighted losses, all in float32."""
+"""From a network's output to a loss, in one place: camera matrix -> transfer -> mask -> weighted losses, all in
+float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Where a run's numbers and states go: `metrics.jsonl`, TensorBoard, and checkpoint folders that appear whole or not at all."""
+"""Where a run's numbers and states go: `metrics.jsonl`, TensorBoard, and checkpoint folders that appear whole or not at
+all."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
-from PIL import Image
 from ray.util.state import list_actors
 from safetensors.torch import load_file
 
@@ -29,19 +29,6 @@ from workloads.run import run
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="session")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six small pictures with edges and gradients."""
-    folder = tmp_path_factory.mktemp("scenes")
-    rows, columns = np.mgrid[:176, :184] / 184
-    for number in range(6):
-        rng = np.random.default_rng(number)
-        waves = [np.sin(rng.uniform(5, 40) * rows + rng.uniform(5, 40) * columns) for _ in range(3)]
-        picture = 0.5 + 0.3 * np.stack(waves, axis=-1) + 0.2 * (rows + columns > 1)[..., None]
-        Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8)).save(folder / f"scene{number}.png")
-    return folder
-
-
 def tiny(scenes: Path, storage: Path, name: str, **changes: Any) -> dict[str, Any]:
     return {
         "workload": "denoise",
@@ -51,6 +38,7 @@ def tiny(scenes: Path, storage: Path, name: str, **changes: Any) -> dict[str, An
         "dataset": {"kind": "synthetic", "scenes": str(scenes), "held_out": 0.34, "crop": 32, "validation_crop": 168},
         "losses": {"l1": {"weight": 1.0}},
         "batch_size": 4,
+        "optim": {"lr": 5e-3},
         "steps": 24,
         "log_every": 2,
         "validate_every": 12,
@@ -109,8 +97,6 @@ def test_the_loss_falls(undisturbed: Path) -> None:
 def test_a_run_in_this_process_gives_the_bits_of_one_on_a_ray_worker(
     undisturbed: Path, scenes: Path, tmp_path: Path
 ) -> None:
-    import torch
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker of one CPU: sums over threads round differently
     try:

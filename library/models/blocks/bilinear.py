@@ -13,8 +13,9 @@ from library.ops.demosaic import demosaic_bilinear
 class BilinearDemosaic(nn.Module):
     """(N, 4, h, w) packed R, G1, G2, B -> (N, 3, 2h, 2w): equals `demosaic_bilinear` of the unpacked mosaic.
 
-    Working on packed planes keeps the convolution at half resolution and lets it be exported. Repeating the packed border is the same as
-    mirroring the mosaic, since an interpolated site needs only its nearest neighbour beyond the edge.
+    Working on packed planes keeps the convolution at half resolution and lets it be exported. Repeating the packed
+    border is the same as mirroring the mosaic, since an interpolated site needs only its nearest neighbour beyond the
+    edge.
     """
 
     weight: Tensor

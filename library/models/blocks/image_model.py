@@ -21,7 +21,8 @@ class ModelConfig(Component):
 
     @property
     def lattice(self) -> int:
-        """Input pixels that an image's sides must be multiples of; found from shapes alone, without making the weights."""
+        """Input pixels that an image's sides must be multiples of; found from shapes alone, without making the weights.
+        """
         with torch.device("meta"):
             model = self.build()
         return smallest_side(model, model.in_channels, model.scale)
@@ -43,9 +44,8 @@ class ParameterGroup(NamedTuple):
 class ImageModel(nn.Module):
     """Base of the models that turn (N, in_channels, h, w) into (N, 3, scale * h, scale * w), float32.
 
-    in_channels 4  packed R, G1, G2, B, (raw - black) / (white - black), unclipped, no white balance -> camera RGB at the same scale
-    in_channels 3  lin_rec2020 -> lin_rec2020
-    h and w        multiples of `lattice`
+    in_channels 4  packed R, G1, G2, B, (raw - black) / (white - black), unclipped, no white balance -> camera RGB at
+    the same scale in_channels 3  lin_rec2020 -> lin_rec2020 h and w        multiples of `lattice`
     """
 
     config: ModelConfig

@@ -1,8 +1,9 @@
 """How far a network looks, and on which grid: measured on the network, so that it cannot disagree with the code.
 
-A NaN spreads to exactly those outputs that depend on the input it stands in, whatever the weights (0 * NaN is NaN). A column of NaN at
-position q therefore shows the interval of outputs that depend on q. The farthest any such interval extends is the reach; the intervals
-repeat with the lattice (a network with 2^k pooling treats positions differently modulo 2^k).
+A NaN spreads to exactly those outputs that depend on the input it stands in, whatever the weights (0 * NaN is NaN). A
+column of NaN at position q therefore shows the interval of outputs that depend on q. The farthest any such interval
+extends is the reach; the intervals repeat with the lattice (a network with 2^k pooling treats positions differently
+modulo 2^k).
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def probe_geometry(model: nn.Module, in_channels: int, scale: int) -> Geometry:
 
 
 def smallest_side(model: nn.Module, in_channels: int, scale: int) -> int:
-    """The smallest square that a network on the meta device takes: with less, a pooling has nothing left or a skip does not fit."""
+    """The smallest square that a network on the meta device takes: with less, a pooling has nothing left or a skip does
+    not fit."""
     for side in range(1, _LARGEST_LATTICE + 1):
         try:
             y = model(torch.empty(1, in_channels, side, side, device="meta"))

@@ -1,4 +1,5 @@
-"""A fixed variance stabiliser for absolute-scale sensor data (Anscombe 1948: the square root makes Poisson noise uniform)."""
+"""A fixed variance stabiliser for absolute-scale sensor data (Anscombe 1948: the square root makes Poisson noise
+uniform)."""
 
 from __future__ import annotations
 
@@ -7,10 +8,11 @@ from torch import Tensor, nn
 
 
 class Stabilizer(nn.Module):
-    """sqrt(x + offset) - sqrt(offset), continued below 0 by its tangent, so that noise below black is neither cut nor folded.
+    """sqrt(x + offset) - sqrt(offset), continued below 0 by its tangent, so that noise below black is neither cut nor
+    folded.
 
-    The offset stands for the noise floor: around black the curve is nearly linear, as read noise wants it. Any real input is legal, and
-    `inverse` undoes `forward` exactly up to rounding.
+    The offset stands for the noise floor: around black the curve is nearly linear, as read noise wants it. Any real
+    input is legal, and `inverse` undoes `forward` exactly up to rounding.
     """
 
     def __init__(self, offset: float) -> None:

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import base64
+import io
+import re
+import shutil
+import xml.etree.ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from library.bundle import write_bundle
+from library.errors import DataError
+from library.files.picture import write_png
+from library.inference.ledger import Entry, Ledger, Status
+from library.models import nafnet
+from library.training.recorder import Recorder
+from workloads.evaluate import Evaluation
+from workloads.report import write_run_report
+
+VOID = {"meta", "img", "br", "input", "link", "hr"}
+
+
+class Page(HTMLParser):
+    """Refuses tags that are not closed in order; keeps texts and attributes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.bold: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script") and data.strip():
+            self.texts.append(" ".join(data.split()))
+            if self.open[-1] == "b" and "td" in self.open:
+                self.bold.append(data)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.texts)
+
+    @property
+    def images(self) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag == "img"]
+
+
+def picture(seed: int, side: int = 40) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (side, side, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report") / "bundle"
+    model = nafnet.Config(width=4, encoder_blocks=(1,), middle_blocks=0, decoder_blocks=(1,)).build()
+    metrics = {"val/psnr": 25.6789, "val/psnr.linear": 31.5, "val/ms_ssim": 0.98765}
+    write_bundle(folder, model, name="q", training={}, data_digest="d", metrics=metrics, step=40)
+    return folder
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, bundle: Path) -> Path:
+    """What a training leaves."""
+    folder = tmp_path / "quiet-run"
+    recorder = Recorder(folder)
+    recorder.start(0)
+    for step in (20, 40, 60):
+        recorder.log(step, "train", {"loss": 1 / step, "l1": 1 / step, "lr": 1e-3})
+        recorder.log(step, "val", {"psnr": 20 + step / 10, "psnr.linear": 30.0, "ms_ssim": 0.9})
+    recorder.close()
+    shutil.copytree(bundle, folder / "bundle")
+    for number, scene in enumerate(("harbour", "night_market")):
+        for role in ("noisy", "denoised", "truth"):
+            write_png(folder / "images" / f"{scene}_{role}.png", picture(number))
+    (folder / "run.yaml").write_text("workload: denoise\nname: quiet-run\n")
+    return folder
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> Path:
+    """Two raws of which the bundle wins one metric and non-local means the others."""
+    folder = tmp_path / "evaluation"
+    metrics = {
+        "noisy": {"psnr": 20.0, "ms_ssim": 0.7, "psnr.linear": 30.0},
+        "nlm": {"psnr": 26.0, "ms_ssim": 0.91, "psnr.linear": 35.5},
+        "denoised": {"psnr": 27.25, "ms_ssim": 0.9, "psnr.linear": 35.0},
+    }
+    images: dict[str, dict[str, Any]] = {}
+    for number, name in enumerate(("street_0", "more/<lamp>_0")):
+        crops = {role: f"crops/{number}/{role}.png" for role in ("noisy", "denoised", "truth", "classical")}
+        for path in crops.values():
+            write_png(folder / path, picture(number))
+        images[name] = {"metrics": metrics, "parameters": {}, "best_baseline": "nlm", "crops": crops}
+        images[name] |= {"camera": "Maker Model", "iso": 3200.0, "megapixels": 1.5, "seconds_denoising": 2.25}
+    config = {"output": str(folder), "baselines": ["nlm"], "crop": 256}
+    failures = {"broken_0": "is truncated"}
+    Evaluation(config, {"name": "q", "digest": "0"}, images, failures, {}).write()
+    return folder
+
+
+def entry(name: str, status: Status, error: str | None = None) -> Entry:
+    done: dict[str, Any] = {"input_sha256": "a", "output_sha256": "b", "output_size": 1, "output_mtime_ns": 1}
+    unknown: dict[str, Any] = dict.fromkeys(done)
+    return Entry(
+        input_path=f"{name}.cr2",
+        output_path=f"{name}.dng",
+        input_size=1,
+        input_mtime_ns=1,
+        bundle_digest="d",
+        parameters={},
+        engine="1",
+        status=status,
+        seconds=65.0,
+        error=error,
+        **(done if status == "done" else unknown),
+    )
+
+
+def test_a_page_without_any_extras_holds_the_run(run_folder: Path):
+    path = write_run_report(run_folder)
+    page = Page(path)
+    assert path == run_folder / "report.html"
+    for expected in ("quiet-run", "harbour", "night_market", "25.68", "0.9877", "31.50", "Learning curves", "step 40"):
+        assert expected in page.text
+    assert "workload: denoise name: quiet-run" in page.text
+    assert "classical" not in page.text
+    assert "Archive" not in page.text
+    assert [image["alt"] for image in page.images[-6:]] == ["Noisy (Malvar demosaic)", "Denoised", "Truth"] * 2
+
+
+def test_nothing_is_fetched_from_anywhere(run_folder: Path, evaluation: Path):
+    path = write_run_report(run_folder, evaluation=evaluation, commands=["curl https://example.org"])
+    page = Page(path)
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+        for name in ("src", "href", "srcset", "action"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+    assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest", path.read_text(encoding="utf-8"))
+    (policy,) = (a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_every_picture_decodes(run_folder: Path, evaluation: Path):
+    images = Page(write_run_report(run_folder, evaluation=evaluation)).images
+    kinds = {"image/png": 0, "image/svg+xml": 0}
+    for attributes in images:
+        head, _, content = (attributes["src"] or "").partition(";base64,")
+        kinds[head.removeprefix("data:")] += 1
+        decoded = base64.b64decode(content, validate=True)
+        if head.endswith("png"):
+            assert np.asarray(Image.open(io.BytesIO(decoded))).shape == (40, 40, 3)
+        else:
+            assert xml.etree.ElementTree.fromstring(decoded).tag.endswith("svg")
+    assert kinds == {"image/png": 2 * 3 + 2 * 4, "image/svg+xml": 3}
+
+
+def test_the_evaluation_is_a_table_with_the_best_in_bold(run_folder: Path, evaluation: Path):
+    page = Page(write_run_report(run_folder, evaluation=evaluation))
+    assert page.bold == ["0.9100", "35.50", "27.25"]
+    assert "gains 7.25 dB of developed PSNR over the noisy demosaic" in page.text
+    assert "non-local means; the bundle is 1.25 dB above it" in page.text
+    for expected in ("street_0", "Maker Model, ISO 3200; 1.50 megapixels denoised in 2.2 s", "broken_0 (is truncated)"):
+        assert expected in page.text
+
+
+def test_what_a_name_holds_is_text_and_no_markup(run_folder: Path, evaluation: Path):
+    page = Page(write_run_report(run_folder, evaluation=evaluation, commands=["echo <b>1</b> && echo 2"]))
+    assert "more/<lamp>_0" in page.text
+    assert "echo <b>1</b> && echo 2" in page.text
+    assert "lamp" not in {tag for tag, _ in page.tags}
+
+
+def test_an_archive_shows_its_failures_first_and_all_of_them(run_folder: Path, tmp_path: Path):
+    with Ledger.open(tmp_path / "archive") as ledger:
+        for number in range(203):
+            ledger.record(entry(f"a{number:03}", "done"))
+        ledger.record(entry("z", "failed", "z.cr2: is empty"))
+        ledger.record(entry("zz", "quarantined", "overran the time limit"))
+    page = Page(write_run_report(run_folder, archives=[tmp_path / "archive"]))
+    texts = page.texts[page.texts.index("Archive archive") :]
+    assert "205 outputs: 203 done, 1 failed, 1 quarantined; 222 min 05 s of work." in texts
+    rows = texts[texts.index("Seconds") + 1 :]
+    assert rows[:9:4] == ["z.cr2", "zz.cr2", "a000.cr2"]
+    assert rows[1:8:4] == ["z.cr2: is empty", "overran the time limit"]
+    assert "5 more raws, all done, are in the ledger." in page.text
+
+
+def test_commands_and_timings_are_shown(run_folder: Path):
+    commands = ["stillgrain run a.yaml", "stillgrain run b.yaml"]
+    page = Page(write_run_report(run_folder, commands=commands, seconds={"training": 131.2, "simulation": 9.0}))
+    assert "stillgrain run a.yaml stillgrain run b.yaml" in page.text
+    assert page.texts[page.texts.index("training") :][:4] == ["training", "2 min 11 s", "simulation", "9.0 s"]
+
+
+def test_a_large_picture_is_cut_to_its_centre(run_folder: Path):
+    large = picture(7, side=300)
+    write_png(run_folder / "images" / "harbour_truth.png", large)
+    truth = Page(write_run_report(run_folder)).images[-4]["src"]
+    assert truth is not None
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(truth.partition(",")[2]))))
+    np.testing.assert_array_equal(shown, large[22:278, 22:278])
+
+
+def test_a_run_that_has_only_begun_has_a_page_too(tmp_path: Path):
+    (tmp_path / "young").mkdir()
+    page = Page(write_run_report(tmp_path / "young"))
+    assert "A training run after 0 steps, without a bundle yet." in page.text
+    assert page.images == []
+
+
+def test_writing_again_gives_the_same_page_and_leaves_nothing_else(run_folder: Path, evaluation: Path):
+    before = set(run_folder.rglob("*"))
+    first = write_run_report(run_folder, evaluation=evaluation).read_bytes()
+    assert write_run_report(run_folder, evaluation=evaluation).read_bytes() == first
+    assert set(run_folder.rglob("*")) - before == {run_folder / "report.html"}
+
+
+def test_a_folder_without_an_evaluation_is_refused_in_words(run_folder: Path):
+    with pytest.raises(DataError, match="holds no evaluation"):
+        write_run_report(run_folder, evaluation=run_folder)
+    assert not (run_folder / "report.html").exists()
