@@ -130,8 +130,8 @@ def load_bundle(path: str | Path) -> Bundle:
     if not difference <= manifest["golden_tolerance"]:
         raise BundleError(
             path,
-            f"does not reproduce its golden tiles on this machine: they differ by {difference:.3g}, and {manifest['golden_tolerance']:g} is "
-            "allowed; results made here would not be those of the model's author",
+            f"does not reproduce its golden tiles on this machine: they differ by {difference:.3g}, and "
+            f"{manifest['golden_tolerance']:g} is allowed; results made here would not be those of the model's author",
         )
     return Bundle(str(path), manifest, model)
 
@@ -272,8 +272,9 @@ def _card(manifest: Mapping[str, Any]) -> str:
         f"# {manifest['name']}\n\n"
         f"A {manifest['model']['kind']} denoiser trained by Stillgrain: {manifest['input']['channels']} channels in, "
         f"{manifest['output']['space']} out, absolute scale.\n"
-        f"{manifest['num_parameters']:,} parameters, {manifest['macs_per_pixel']:,.0f} multiply-accumulates per pixel.\n\n"
-        f"Validation after {manifest['step']} steps, on scenes not trained on:\n\n| metric | value |\n|---|---|\n{metrics}\n\n"
+        f"{manifest['num_parameters']:,} parameters, {manifest['macs_per_pixel']:,.0f} multiply-accumulates per pixel."
+        f"\n\nValidation after {manifest['step']} steps, on scenes not trained on:\n\n"
+        f"| metric | value |\n|---|---|\n{metrics}\n\n"
         "Use: `stillgrain denoise RAW -o OUT --bundle THIS_FOLDER`\n"
     )
 

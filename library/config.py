@@ -37,7 +37,10 @@ from library.errors import ConfigError
 class Frozen(BaseModel):
     """Base of every piece of configuration: immutable, and unknown keys are errors that suggest the right one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    # Defaults are validated too, or a relative path among them would not become absolute.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -152,7 +155,7 @@ Location = Annotated[str, AfterValidator(_absolute)]
 command runs."""
 
 
-# --- YAML and words ------------------------------------------------------------------------------------------------------------------
+# --- YAML and words ---------------------------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
@@ -245,7 +248,7 @@ def _named(value: Any) -> str:
     return "empty" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
 
 
-# --- validation ----------------------------------------------------------------------------------------------------------------------
+# --- validation -------------------------------------------------------------------------------------------------------
 
 C = TypeVar("C", bound=BaseModel)
 

@@ -64,11 +64,11 @@ def compare_camera_rgb(output: Tensor, truth: Tensor, mask: Tensor, xyz_to_camer
     mask           (N, 1, H, W), 1 where a pixel counts
     xyz_to_camera  (N, 3, 3)
     """
-    linear = [camera_rgb_to_lin_rec2020(x.float(), xyz_to_camera=xyz_to_camera) for x in (output, truth)]
-    developed = [srgb_encode(lin_rec2020_to_lin_srgb(x).clamp(0, 1)) for x in linear]
-    filled = developed[1] + (developed[0] - developed[1]) * mask
+    linear, true_linear = (camera_rgb_to_lin_rec2020(x.float(), xyz_to_camera=xyz_to_camera) for x in (output, truth))
+    developed, true_developed = (srgb_encode(lin_rec2020_to_lin_srgb(x).clamp(0, 1)) for x in (linear, true_linear))
+    filled = true_developed + (developed - true_developed) * mask
     return {
-        "psnr": float(psnr(*developed, mask)),
-        "ms_ssim": float(ms_ssim(filled, developed[1]).mean()),
-        "psnr.linear": float(psnr(*linear, mask)),
+        "psnr": float(psnr(developed, true_developed, mask)),
+        "ms_ssim": float(ms_ssim(filled, true_developed).mean()),
+        "psnr.linear": float(psnr(linear, true_linear, mask)),
     }

@@ -1,5 +1,4 @@
-"""The command as a person meets it: in a process of its own, with exit codes, messages and silence in the right places.
-"""
+"""The command as a person meets it: in a process of its own, with exit codes, messages and silence where due."""
 
 from __future__ import annotations
 

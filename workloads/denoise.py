@@ -43,7 +43,7 @@ class Config(LaunchConfig):
     transfer: Transfer = "none"
     """Curve applied to output and truth before the losses; a curve weighs shadows as the eye does."""
 
-    num_pictures: int = Field(4, ge=0)
+    num_pictures: int = Field(default=4, ge=0)
     """Validation scenes whose pictures are written: noisy, denoised and truth, as EXR and PNG."""
 
     @model_validator(mode="after")
@@ -52,21 +52,23 @@ class Config(LaunchConfig):
             raise ValueError("losses: name at least one, for example losses.l1.weight=1")
         if self.model.in_channels != self.dataset.planes:
             raise ValueError(
-                f"model.in_channels is {self.model.in_channels}, but dataset '{self.dataset.kind}' yields {self.dataset.planes} planes: "
-                f"set model.in_channels to {self.dataset.planes}"
+                f"model.in_channels is {self.model.in_channels}, but dataset '{self.dataset.kind}' yields "
+                f"{self.dataset.planes} planes: set model.in_channels to {self.dataset.planes}"
             )
         for kind, loss in self.losses.items():
             if self.dataset.crop < loss.smallest_side:
                 raise ValueError(
-                    f"losses.{kind} needs crops of at least {loss.smallest_side} px a side (its coarsest scale must still hold one window), "
-                    f"but dataset.crop is {self.dataset.crop}: raise dataset.crop, or leave out losses.{kind}"
+                    f"losses.{kind} needs crops of at least {loss.smallest_side} px a side (its coarsest scale must "
+                    f"hold a window), but dataset.crop is {self.dataset.crop}: raise dataset.crop, or leave out "
+                    f"losses.{kind}"
                 )
         side = self.model.lattice * 2
         for key in ("crop", "validation_crop"):
-            if getattr(self.dataset, key) % side:
+            value = getattr(self.dataset, key)
+            if value % side:
                 raise ValueError(
-                    f"dataset.{key} is {getattr(self.dataset, key)}, but model '{self.model.kind}' needs a multiple of {side} px "
-                    f"(its lattice of {self.model.lattice} packed pixels): set dataset.{key} to {getattr(self.dataset, key) // side * side + side}"
+                    f"dataset.{key} is {value}, but model '{self.model.kind}' needs a multiple of {side} px (its "
+                    f"lattice of {side // 2} packed pixels): set dataset.{key} to {value // side * side + side}"
                 )
         return self
 

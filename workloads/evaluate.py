@@ -70,12 +70,12 @@ class Config(Frozen):
     """Folder for numbers and pictures."""
     baselines: tuple[Baseline, ...] = BASELINES
     """Classical denoisers to compare with."""
-    crop: int = Field(256, gt=160, multiple_of=2)
+    crop: int = Field(default=256, gt=160, multiple_of=2)
     """Pixels a side of the centre crop that is compared; the network is given the whole raw, the others this crop."""
     precision: Precision = "fp32"
-    tile: int = Field(DEFAULT_TILE, ge=SMALLEST_TILE)
+    tile: int = Field(default=DEFAULT_TILE, ge=SMALLEST_TILE)
     """Packed pixels a side; memory grows with its square, the result stays the same."""
-    time_limit_s: float = Field(1800, gt=0)
+    time_limit_s: float = Field(default=1800, gt=0)
     """For one raw."""
     scaling: ActorScaling = ActorScaling()
 

@@ -1,6 +1,6 @@
 """Denoise a whole tree of raw files with actors: resumable, and one bad file harms only itself.
 
-    stillgrain run workloads/configs/infer.yaml raws=~/photos output=~/denoised bundle=runs/demo/bundle
+stillgrain run workloads/configs/infer.yaml raws=~/photos output=~/denoised bundle=runs/demo/bundle
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from workloads.ray_session import ray_session
 class ActorScaling(Frozen):
     """How many actors share the files, and what each gets."""
 
-    workers: int = Field(2, gt=0)
+    workers: int = Field(default=2, gt=0)
     """At most; fewer start while the cluster has no room."""
-    cpus_per_worker: int = Field(1, gt=0)
-    gpus_per_worker: float = Field(0, ge=0)
+    cpus_per_worker: int = Field(default=1, gt=0)
+    gpus_per_worker: float = Field(default=0, ge=0)
     """A fraction lets actors share a GPU; above 0 the network runs on CUDA."""
 
 
@@ -41,14 +41,14 @@ class Config(Frozen):
     """Folder for the results, which mirrors the tree of `raws`, and for the ledger of what is done."""
     bundle: Location
     """Bundle folder or zip of a raw denoiser."""
-    formats: tuple[Format, ...] = Field(("dng",), min_length=1)
+    formats: tuple[Format, ...] = Field(default=("dng",), min_length=1)
     """dng: demosaiced; cfa-dng: a mosaic; exr: scene-linear; tiff, png: developed. Several are made in one pass."""
     precision: Precision = "fp32"
-    tile: int = Field(DEFAULT_TILE, ge=SMALLEST_TILE)
+    tile: int = Field(default=DEFAULT_TILE, ge=SMALLEST_TILE)
     """Packed pixels a side; an actor's memory grows with its square, the result stays the same."""
-    time_limit_s: float = Field(1800, gt=0)
+    time_limit_s: float = Field(default=1800, gt=0)
     """For one file; then its actor is replaced and the file tried once more."""
-    max_attempts: int = Field(2, gt=0)
+    max_attempts: int = Field(default=2, gt=0)
     """For a file whose actor dies, hangs or raises something unforeseen."""
     scaling: ActorScaling = ActorScaling()
 

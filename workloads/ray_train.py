@@ -21,13 +21,13 @@ from library.training.world import World
 class Scaling(Frozen):
     """How many workers share a run, and what each gets. Changes nothing of what is computed but rounding."""
 
-    workers: int = Field(1, ge=0)
+    workers: int = Field(default=1, ge=0)
     """TorchTrainer workers; 0 runs in this process, without Ray."""
-    cpus_per_worker: int = Field(1, gt=0)
+    cpus_per_worker: int = Field(default=1, gt=0)
     """Also the number of threads that torch uses in a worker."""
-    gpus_per_worker: int = Field(0, ge=0, le=1)
+    gpus_per_worker: int = Field(default=0, ge=0, le=1)
     """1 trains on CUDA devices, one for each worker."""
-    max_failures: int = Field(3, ge=0)
+    max_failures: int = Field(default=3, ge=0)
     """How many times lost workers are replaced before the run gives up."""
 
 
@@ -80,8 +80,9 @@ def _check_resources(scaling: Scaling) -> None:
         asked, there = scaling.workers * each, have.get(resource, 0)
         if asked > there:
             raise ConfigError(
-                f"scaling asks for {scaling.workers} workers with {each} {resource} each, {asked} in all, but the cluster has {there:g}: "
-                f"lower scaling.workers or scaling.{resource.lower()}s_per_worker, or add nodes"
+                f"scaling asks for {scaling.workers} workers with {each} {resource} each, {asked} in all, but "
+                f"the cluster has {there:g}: lower scaling.workers or "
+                f" scaling.{resource.lower()}s_per_worker, or add nodes"
             )
 
 
@@ -99,8 +100,7 @@ def _train_worker(arguments: dict) -> None:
 
 
 class RayRecorder(Recorder):
-    """Checkpoints go through `ray.train.report`: Ray stores them, counts the old ones out, and knows which is the last.
-    """
+    """Checkpoints go through `ray.train.report`: Ray stores them, drops the old ones, and knows the last."""
 
     def latest_checkpoint(self) -> Path | None:
         checkpoint = ray.train.get_checkpoint()

@@ -10,8 +10,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import matplotlib
@@ -19,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from library.errors import DataError
 from library.files.atomic import whole_file
 from library.inference.ledger import Entry, Ledger
 from library.training.recorder import read_metrics
@@ -33,21 +33,38 @@ _LARGEST_PICTURE = 256
 _LARGEST_TABLE = 200
 
 
+class Step(NamedTuple):
+    """A command that was run, and how long it took."""
+
+    seconds: float
+    command: str
+
+
+def read_steps(path: str | Path) -> list[Step]:
+    """Steps from a text file with lines of seconds, a tab and a command.
+
+    raises  DataError for anything else
+    """
+    try:
+        lines = [line.split("\t", 1) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        return [Step(float(seconds), command) for seconds, command in lines]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: holds no steps ({error}); a line reads seconds, tab, command") from None
+
+
 def write_run_report(
     run_folder: str | Path,
     *,
     evaluation: str | Path | None = None,
     archives: Sequence[str | Path] = (),
-    commands: Sequence[str] = (),
-    seconds: Mapping[str, float] = MappingProxyType({}),
+    steps: Sequence[Step] = (),
 ) -> Path:
     """Write `report.html` of a run, whole or not at all, and return its path. What the folder lacks is left out.
 
     run_folder  of a training run: run.yaml, metrics.jsonl, bundle/manifest.json, images/
     evaluation  output folder of `workload: evaluate`
     archives    output folders of `workload: infer`
-    commands    that led here, to be shown
-    seconds     what each step took
+    steps       the commands that led here, to be shown
     raises      DataError for an evaluation or a ledger that cannot be read
     """
     folder = Path(run_folder)
@@ -63,8 +80,7 @@ def write_run_report(
         scenes=_validation_scenes(folder / "images"),
         model=_model_facts(manifest),
         archives=[_archive(Path(archive)) for archive in archives],
-        commands=commands,
-        seconds=[(step, _duration(value)) for step, value in seconds.items()],
+        steps=[(step.command, _duration(step.seconds)) for step in steps],
         config=config.read_text(encoding="utf-8") if config.exists() else None,
         domains=_DOMAINS,
     )

@@ -45,12 +45,12 @@ class Config(Frozen):
     """Folder for raws and truth."""
     storage: Location = "runs"
     """Folder whose `stores/` keeps prepared scenes: a training's storage, so that scenes are prepared once."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Of sensors and noise."""
     exposure_ev: float = -1.0
     """Stops by which the scenes are brightened; what then exceeds the sensor's white saturates."""
-    raws_per_scene: int = Field(1, gt=0)
-    max_side: int = Field(1024, ge=16, multiple_of=2)
+    raws_per_scene: int = Field(default=1, gt=0)
+    max_side: int = Field(default=1024, ge=16, multiple_of=2)
     """Largest side in photosites: larger scenes are cropped to their centre."""
 
 

@@ -7,10 +7,10 @@ edge and scale statistics of natural images and train denoisers nearly as well a
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Iterator
 
 import numpy as np
-import skimage
 import skimage.data
 import torch
 
@@ -20,7 +20,7 @@ from library.ops.transfer import srgb_decode
 _PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry", "hubble_deep_field", "retina")
 _TEXTURES = {"brick": (1.0, 0.7, 0.5), "grass": (0.6, 1.0, 0.4), "gravel": (1.0, 0.95, 0.85)}
 _NUM_DEAD_LEAVES = 6
-DIGEST = f"samples-1-scikit-image-{skimage.__version__}"
+DIGEST = f"samples-1-scikit-image-{importlib.metadata.version('scikit-image')}"
 """Names what `sample_scenes` yields."""
 
 
@@ -33,7 +33,7 @@ def sample_scenes() -> Iterator[Scene]:
     yield Scene("motorcycle_right", _linear(right), "lin_srgb")
     for name, tint in _TEXTURES.items():
         grey = getattr(skimage.data, name)()
-        yield Scene(name, _linear(np.repeat(grey[..., None], 3, axis=2)) * np.float32(tint), "lin_srgb")
+        yield Scene(name, _linear(np.repeat(grey[..., None], 3, axis=2)) * np.array(tint, np.float32), "lin_srgb")
     for number in range(_NUM_DEAD_LEAVES):
         yield Scene(f"dead_leaves_{number}", dead_leaves(512, np.random.default_rng(number)), "lin_srgb")
 

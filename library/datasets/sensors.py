@@ -73,7 +73,7 @@ class ParametricSensor(Frozen):
     read_slope: float = 2.18
     """log b = read_slope * log a + read_intercept + N(0, read_scatter)."""
     read_intercept: float = 1.20
-    read_scatter: float = Field(0.26, ge=0)
+    read_scatter: float = Field(default=0.26, ge=0)
 
     def draw(self, rng: np.random.Generator) -> Sensor:
         """One sensor; consumes the same number of random numbers each time."""
@@ -90,7 +90,7 @@ class ProfiledSensor(Frozen):
     """CSV with columns maker, model, iso, a_g, b_g (and optionally skip), or darktable's noiseprofiles.json."""
     iso: Range = (100, 25600)
     """ISO values to draw from."""
-    scale: float = Field(7.0, gt=0)
+    scale: float = Field(default=7.0, gt=0)
     """Factor from the table's variances to those of a mosaic: darktable's profiles, measured after interpolation, are 6
     to 10 times below photosite noise."""
 
@@ -121,7 +121,7 @@ def _profiles(table: str, min_iso: float, max_iso: float) -> list[list[tuple[flo
         rows = _rows_of_json(text) if text.lstrip().startswith("{") else _rows_of_csv(text)
     except OSError as error:
         raise DataError(
-            f"{table}: cannot be read ({error.strerror}); give a CSV of noise profiles or darktable's noiseprofiles.json"
+            f"{table}: cannot be read ({error.strerror}); give a CSV of profiles or darktable's noiseprofiles.json"
         ) from None
     except (ValueError, LookupError, TypeError) as error:
         raise DataError(

@@ -43,7 +43,7 @@ class SceneStore:
             ) from None
         if index.get("format") != _FORMAT:
             raise DataError(
-                f"{folder}: is a scene store of format {index.get('format')}, and this version reads format {_FORMAT}; delete it"
+                f"{folder}: is a scene store of format {index.get('format')}, this version reads {_FORMAT}; delete it"
             )
         self.digest: str = index["digest"]
         self._scenes = index["scenes"]

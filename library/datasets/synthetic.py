@@ -46,9 +46,9 @@ class Config(Component):
     held_out: tuple[str, ...] | Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Scenes for validation, never trained on: their names, or a fraction, chosen by a hash of the name so that a
     growing folder moves no scene from one side to the other."""
-    crop: int = Field(128, ge=16, multiple_of=2)
+    crop: int = Field(default=128, ge=16, multiple_of=2)
     """Full-resolution pixels a side of a training crop."""
-    validation_crop: int = Field(256, gt=160, multiple_of=2)
+    validation_crop: int = Field(default=256, gt=160, multiple_of=2)
     """Full-resolution pixels a side of the centre crop that validation sees of each scene; MS-SSIM needs more than 160.
     """
     exposure_ev: Range = (-2.0, 0.0)
@@ -150,20 +150,22 @@ class Synthetic:
 
     def _split(self) -> tuple[list[int], list[int]]:
         names = self.store.names
-        if isinstance(self.config.held_out, float):
-            by_hash = sorted(range(len(names)), key=lambda i: hashlib.sha256(names[i].encode()).digest())
-            validation = by_hash[: round(self.config.held_out * len(names))]
-        else:
-            unknown = sorted(set(self.config.held_out) - set(names))
+        held_out = self.config.held_out
+        if isinstance(held_out, tuple):
+            unknown = sorted(set(held_out) - set(names))
             if unknown:
                 raise DataError(
                     f"dataset.held_out names {', '.join(unknown)}, which are no scenes; there are: {', '.join(names)}"
                 )
-            validation = [names.index(name) for name in self.config.held_out]
+            validation = [names.index(name) for name in held_out]
+        else:
+            by_hash = sorted(range(len(names)), key=lambda i: hashlib.sha256(names[i].encode()).digest())
+            validation = by_hash[: round(held_out * len(names))]
         training = [i for i in range(len(names)) if i not in set(validation)]
         if not training or not validation:
             raise DataError(
-                f"dataset.held_out leaves {len(training)} scenes to train on and {len(validation)} to validate on, of {len(names)}: "
+                f"dataset.held_out leaves {len(training)} scenes to train on and {len(validation)} to validate on, of "
+                f"{len(names)}: "
                 "give it names or a fraction that leaves at least one of each"
             )
         for key, scenes in (("crop", training), ("validation_crop", validation)):
@@ -171,7 +173,8 @@ class Synthetic:
             small = [names[i] for i in scenes if min(self.store.size(i)) < side]
             if small:
                 raise DataError(
-                    f"dataset.{key} is {side} px, but these scenes are smaller: {', '.join(small)}; lower it, or remove them"
+                    f"dataset.{key} is {side} px, but these scenes are smaller: {', '.join(small)}; "
+                    "lower it, or remove them"
                 )
         return training, validation
 

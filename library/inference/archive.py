@@ -63,7 +63,8 @@ class Summary:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.output}: {self.done} denoised, {self.skipped} done before, {len(self.failures)} failed, {self.seconds:.1f} s"
+            f"{self.output}: {self.done} denoised, {self.skipped} done before, {len(self.failures)} failed, "
+            f"{self.seconds:.1f} s"
         ]
         return "\n".join(lines + [f"  failed: {reason}" for reason in self.failures.values()])
 
@@ -109,7 +110,9 @@ def jobs_of_tree(archive: Path, output: Path, formats: Sequence[Format]) -> Iter
         for name in raws:
             relative = (here / name).relative_to(archive)
             base = name if stems.count(Path(name).stem) > 1 else Path(name).stem
-            targets = {f: (output / relative.parent / f"{base}{ENCODERS[f].suffix}").absolute() for f in formats}
+            targets: dict[Format, Path] = {
+                f: (output / relative.parent / f"{base}{ENCODERS[f].suffix}").absolute() for f in formats
+            }
             yield Job((here / name).absolute(), str(relative), targets)
 
 
@@ -122,7 +125,9 @@ def pending(jobs: Iterable[Job], ledger: Ledger, product: Product, summary: Summ
             yield job  # Reading it will say what is wrong.
             continue
         seen = replace(job, size=stat.st_size, mtime_ns=stat.st_mtime_ns)
-        missing = {f: path for f, path in job.outputs.items() if not _is_done(seen, f, ledger, product)}
+        missing: dict[Format, Path] = {
+            f: path for f, path in job.outputs.items() if not _is_done(seen, f, ledger, product)
+        }
         if missing:
             yield replace(seen, outputs=missing)
         else:

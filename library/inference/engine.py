@@ -54,12 +54,12 @@ class Engine:
     ) -> None:
         self.bundle = bundle
         self.model = bundle.model.to(torch.device(device))
-        self.precision = precision
+        self.precision: Precision = precision
         self.tile = tile // self.model.lattice * self.model.lattice
         if self.model.in_channels != 4:
             raise BundleError(
                 bundle.path,
-                f"takes {self.model.in_channels} channels, and raw files give 4 packed planes; use a raw denoiser's bundle",
+                f"takes {self.model.in_channels} channels, and raws give 4 packed planes; use a raw denoiser's bundle",
             )
         if tile < SMALLEST_TILE:
             raise ConfigError(f"tile is {tile}, but must be at least {SMALLEST_TILE}, or rounding would depend on it")

@@ -11,7 +11,7 @@ from library.config import Component
 class LossConfig(Component):
     """Settings of a loss; `build` makes a module: (output, target, mask) -> unweighted scalar."""
 
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0)
     """Factor of this loss in the sum."""
 
     @property

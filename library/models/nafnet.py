@@ -28,21 +28,22 @@ class Config(ModelConfig):
     kind: Literal["nafnet"] = "nafnet"
     in_channels: Literal[4] = 4
     """Packed R, G1, G2, B."""
-    width: int = Field(16, gt=0, multiple_of=2)
+    width: int = Field(default=16, gt=0, multiple_of=2)
     """Channels at the first level; doubles at each level."""
-    encoder_blocks: tuple[int, ...] = Field((1, 1), min_length=1)
+    encoder_blocks: tuple[int, ...] = Field(default=(1, 1), min_length=1)
     """Blocks at each level on the way down; between two levels the sides are halved."""
-    middle_blocks: int = Field(2, ge=0)
-    decoder_blocks: tuple[int, ...] = Field((1, 1), min_length=1)
+    middle_blocks: int = Field(default=2, ge=0)
+    decoder_blocks: tuple[int, ...] = Field(default=(1, 1), min_length=1)
     """Blocks at each level on the way up, from the coarsest; as many levels as on the way down."""
-    stabilizer_offset: float = Field(0.02, gt=0)
+    stabilizer_offset: float = Field(default=0.02, gt=0)
     """Scene-linear value around which the square root bends; about the noise floor."""
 
     @model_validator(mode="after")
     def _as_many_levels_up_as_down(self) -> Config:
         if len(self.encoder_blocks) != len(self.decoder_blocks):
             raise ValueError(
-                f"encoder_blocks has {len(self.encoder_blocks)} levels and decoder_blocks {len(self.decoder_blocks)}: give both as many"
+                f"encoder_blocks has {len(self.encoder_blocks)} levels and decoder_blocks "
+                f"{len(self.decoder_blocks)}: give both as many"
             )
         return self
 

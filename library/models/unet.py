@@ -21,7 +21,7 @@ class Config(ModelConfig):
     kind: Literal["unet"] = "unet"
     in_channels: Literal[3, 4] = 4
     """4: packed R, G1, G2, B; 3: lin_rec2020."""
-    funit: int = Field(32, gt=0)
+    funit: int = Field(default=32, gt=0)
     """Channels at full resolution; doubles at each level."""
     head: Literal["pixelshuffle", "preupsample", "plain"] = "pixelshuffle"
     """How packed input becomes a full-resolution picture: 12 channels shuffled at the end, or bilinear upsampling

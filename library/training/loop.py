@@ -36,20 +36,20 @@ class Best(Frozen):
 class TrainingConfig(Frozen):
     """What every training run has, whatever it trains."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Of the initial weights and of everything that is drawn."""
     steps: int = Field(gt=0)
     """Optimizer updates in all."""
-    batch_size: int = Field(8, gt=0)
+    batch_size: int = Field(default=8, gt=0)
     """Crops in a global batch, shared by all workers."""
     optim: OptimConfig = OptimConfig()
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the network; colour and losses are float32 in any case."""
-    log_every: int = Field(20, gt=0)
+    log_every: int = Field(default=20, gt=0)
     """Steps between two lines of training loss."""
-    validate_every: int = Field(500, gt=0)
+    validate_every: int = Field(default=500, gt=0)
     """Steps between validations; a multiple of log_every."""
-    checkpoint_every: int = Field(500, gt=0)
+    checkpoint_every: int = Field(default=500, gt=0)
     """Steps between checkpoints; a multiple of log_every."""
     best: Best = Best()
 
@@ -58,7 +58,7 @@ class TrainingConfig(Frozen):
         for key in ("validate_every", "checkpoint_every"):
             if getattr(self, key) % self.log_every:
                 raise ValueError(
-                    f"{key} is {getattr(self, key)}, which is not a multiple of log_every ({self.log_every}): make it one"
+                    f"{key} is {getattr(self, key)}, but must be a multiple of log_every ({self.log_every})"
                 )
         return self
 

@@ -13,13 +13,13 @@ from library.models.blocks.image_model import ImageModel
 
 
 class OptimConfig(Frozen):
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
     """Highest learning rate."""
     betas: tuple[float, float] = (0.9, 0.9)
-    weight_decay: float = Field(1e-4, ge=0)
-    clip_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    clip_grad_norm: float = Field(default=1.0, gt=0)
     """Longest gradient, over all parameters, that is applied as it is; longer ones are shortened to it."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the rate rises from 0."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """After warm-up: a half cosine down to 0 at the last step (Loshchilov, Hutter 2017), or no change."""

@@ -20,7 +20,7 @@ from library.inference.ledger import Entry, Ledger, Status
 from library.models import nafnet
 from library.training.recorder import Recorder
 from workloads.evaluate import Evaluation
-from workloads.report import write_run_report
+from workloads.report import Step, read_steps, write_run_report
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
 
@@ -145,7 +145,7 @@ def test_a_page_without_any_extras_holds_the_run(run_folder: Path):
 
 
 def test_nothing_is_fetched_from_anywhere(run_folder: Path, evaluation: Path):
-    path = write_run_report(run_folder, evaluation=evaluation, commands=["curl https://example.org"])
+    path = write_run_report(run_folder, evaluation=evaluation, steps=[Step(1.0, "curl https://example.org")])
     page = Page(path)
     for tag, attributes in page.tags:
         assert tag not in ("link", "iframe", "object", "embed", "base")
@@ -181,7 +181,7 @@ def test_the_evaluation_is_a_table_with_the_best_in_bold(run_folder: Path, evalu
 
 
 def test_what_a_name_holds_is_text_and_no_markup(run_folder: Path, evaluation: Path):
-    page = Page(write_run_report(run_folder, evaluation=evaluation, commands=["echo <b>1</b> && echo 2"]))
+    page = Page(write_run_report(run_folder, evaluation=evaluation, steps=[Step(1.0, "echo <b>1</b> && echo 2")]))
     assert "more/<lamp>_0" in page.text
     assert "echo <b>1</b> && echo 2" in page.text
     assert "lamp" not in {tag for tag, _ in page.tags}
@@ -202,11 +202,17 @@ def test_an_archive_shows_its_failures_first_and_all_of_them(run_folder: Path, t
     assert "5 more raws, all done, are in the ledger." in page.text
 
 
-def test_commands_and_timings_are_shown(run_folder: Path):
-    commands = ["stillgrain run a.yaml", "stillgrain run b.yaml"]
-    page = Page(write_run_report(run_folder, commands=commands, seconds={"training": 131.2, "simulation": 9.0}))
-    assert "stillgrain run a.yaml stillgrain run b.yaml" in page.text
-    assert page.texts[page.texts.index("training") :][:4] == ["training", "2 min 11 s", "simulation", "9.0 s"]
+def test_the_commands_and_how_long_they_took_are_shown(run_folder: Path, tmp_path: Path):
+    (tmp_path / "steps.tsv").write_text("131\tstillgrain run a.yaml\n9\tstillgrain run b.yaml\n")
+    page = Page(write_run_report(run_folder, steps=read_steps(tmp_path / "steps.tsv")))
+    start = page.texts.index("stillgrain run a.yaml")
+    assert page.texts[start : start + 4] == ["stillgrain run a.yaml", "2 min 11 s", "stillgrain run b.yaml", "9.0 s"]
+
+
+def test_a_file_that_holds_no_steps_is_refused(tmp_path: Path):
+    (tmp_path / "steps.tsv").write_text("soon, stillgrain run a.yaml\n")
+    with pytest.raises(DataError, match=r"steps\.tsv: holds no steps"):
+        read_steps(tmp_path / "steps.tsv")
 
 
 def test_a_large_picture_is_cut_to_its_centre(run_folder: Path):

@@ -21,8 +21,7 @@ class ModelConfig(Component):
 
     @property
     def lattice(self) -> int:
-        """Input pixels that an image's sides must be multiples of; found from shapes alone, without making the weights.
-        """
+        """Input pixels that an image's sides must be multiples of; found from shapes alone, without weights."""
         with torch.device("meta"):
             model = self.build()
         return smallest_side(model, model.in_channels, model.scale)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def full_precision(x: Tensor) -> contextlib.AbstractContextManager[None]:
+def full_precision(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """A block in which operations on `x`'s device are not autocast; also where there is no autocast, as on the meta
     device."""
     if torch.amp.is_autocast_available(x.device.type):

@@ -49,12 +49,14 @@ def probe_geometry(model: nn.Module, in_channels: int, scale: int) -> Geometry:
             for reach in (before, after):
                 if not torch.equal(reach[lattice:], reach[:lattice]):
                     raise ValueError(
-                        f"{type(model).__name__} does not repeat every {lattice} pixels, so tiles cannot be placed on its grid"
+                        f"{type(model).__name__} does not repeat every {lattice} pixels, so "
+                        "tiles cannot be placed on its grid"
                     )
             return Geometry(int(max(before.max(), after.max())), lattice)
         width *= 2
     raise ValueError(
-        f"{type(model).__name__} looks farther than {_WIDEST_PROBE // 2} pixels: it has a global operation and cannot be tiled"
+        f"{type(model).__name__} looks farther than {_WIDEST_PROBE // 2} pixels: "
+        "it has a global operation and cannot be tiled"
     )
 
 
