@@ -15,6 +15,12 @@ from library.models import nafnet
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tensors here are small, and on a busy machine threads that wait for each other take a hundred times as long."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real raws, images with known noise and camera tables, which lie beside the project and are no part of it."""

@@ -1,7 +1,7 @@
 """Scenes for a first run on any machine: photographs that scikit-image ships, and dead-leaves images that are drawn
 here.
 
-Nothing is fetched: only images inside the scikit-image wheel are used. Dead leaves (Lee, Mumford, Huang 2001) have the
+Nothing is fetched: only images inside the two wheels are used. Dead leaves (Lee, Mumford, Huang 2001) have the
 edge and scale statistics of natural images and train denoisers nearly as well as photographs (Achddou et al. 2021).
 """
 
@@ -13,14 +13,16 @@ from collections.abc import Iterator
 import numpy as np
 import skimage.data
 import torch
+from matplotlib.cbook import get_sample_data
 
 from library.datasets.store import Scene
+from library.files.picture import read_image
 from library.ops.transfer import srgb_decode
 
 _PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry", "hubble_deep_field", "retina")
-_TEXTURES = {"brick": (1.0, 0.7, 0.5), "grass": (0.6, 1.0, 0.4), "gravel": (1.0, 0.95, 0.85)}
+_GREYS = {"camera": (1.0, 1.0, 1.0), "brick": (1.0, 0.7, 0.5), "grass": (0.6, 1.0, 0.4), "gravel": (1.0, 0.95, 0.85)}
 _NUM_DEAD_LEAVES = 6
-DIGEST = f"samples-1-scikit-image-{importlib.metadata.version('scikit-image')}"
+DIGEST = f"samples-2-scikit-image-{importlib.metadata.version('scikit-image')}"
 """Names what `sample_scenes` yields."""
 
 
@@ -28,10 +30,12 @@ def sample_scenes() -> Iterator[Scene]:
     """About twenty scenes of 300 to 1,400 pixels a side in linear sRGB, in [0, 1]. Deterministic."""
     for name in _PHOTOGRAPHS:
         yield Scene(name, _linear(getattr(skimage.data, name)()), "lin_srgb")
+    portrait = read_image(get_sample_data("grace_hopper.jpg", asfileobj=False))
+    yield Scene("grace_hopper", _linear(portrait.rgb), "lin_srgb")
     left, right, _ = skimage.data.stereo_motorcycle()
     yield Scene("motorcycle_left", _linear(left), "lin_srgb")
     yield Scene("motorcycle_right", _linear(right), "lin_srgb")
-    for name, tint in _TEXTURES.items():
+    for name, tint in _GREYS.items():
         grey = getattr(skimage.data, name)()
         yield Scene(name, _linear(np.repeat(grey[..., None], 3, axis=2)) * np.array(tint, np.float32), "lin_srgb")
     for number in range(_NUM_DEAD_LEAVES):
@@ -66,5 +70,6 @@ def dead_leaves(side: int, rng: np.random.Generator, *, smallest_radius: float =
 
 
 def _linear(srgb: np.ndarray) -> np.ndarray:
-    """8-bit sRGB (H, W, 3) to linear float32."""
-    return srgb_decode(torch.from_numpy(srgb.astype(np.float32) / 255)).numpy()
+    """sRGB (H, W, 3), 8 bits or float in [0, 1], to linear float32."""
+    scale = 255 if srgb.dtype == np.uint8 else 1
+    return srgb_decode(torch.from_numpy(srgb.astype(np.float32) / scale)).numpy()

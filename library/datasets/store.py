@@ -37,19 +37,21 @@ class SceneStore:
         self.folder = Path(folder)
         try:
             index = json.loads((self.folder / _INDEX).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            if index["format"] == _FORMAT:
+                self.digest: str = index["digest"]
+                self._scenes = index["scenes"]
+                self._arrays = [
+                    np.load(self.folder / entry["file"], mmap_mode="r", allow_pickle=False) for entry in self._scenes
+                ]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{folder}: holds no scene store ({error}); delete the folder, and the next run makes it anew"
             ) from None
-        if index.get("format") != _FORMAT:
+        if index["format"] != _FORMAT:
             raise DataError(
-                f"{folder}: is a scene store of format {index.get('format')}, this version reads {_FORMAT}; delete it"
+                f"{folder}: is a scene store of format {index['format']}, and this version reads format {_FORMAT}; "
+                "delete it"
             )
-        self.digest: str = index["digest"]
-        self._scenes = index["scenes"]
-        self._arrays = [
-            np.load(self.folder / entry["file"], mmap_mode="r", allow_pickle=False) for entry in self._scenes
-        ]
 
     @staticmethod
     def create(folder: str | Path, scenes: Iterable[Scene], digest: str) -> None:

@@ -19,7 +19,7 @@ from skimage.restoration import denoise_bilateral, denoise_nl_means
 from torch import Tensor
 
 from library.metrics import compare_camera_rgb
-from library.models.blocks.stabilizer import Stabilizer
+from library.ops.transfer import root_decode, root_encode
 
 Baseline = Literal["gaussian", "bilateral", "wavelet", "nlm"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
@@ -49,9 +49,8 @@ def best_classical(
     mask           (1, 1, H, W), 1 where a pixel counts, as some must
     xyz_to_camera  (1, 3, 3)
     """
-    stabilizer = Stabilizer(0.02)
-    stabilized = stabilizer(noisy.float())
-    error = (stabilized - stabilizer(truth.float()))[mask.expand_as(noisy) > 0]
+    stabilized = root_encode(noisy.float())
+    error = (stabilized - root_encode(truth.float()))[mask.expand_as(noisy) > 0]
     noise = float(error.square().mean().sqrt())
     planes = stabilized[0].numpy()
     untouched = compare_camera_rgb(noisy, truth, mask, xyz_to_camera)
@@ -61,7 +60,7 @@ def best_classical(
         parameters: dict[str, Parameters] = {metric: {} for metric in metrics}
         for candidate in _GRIDS[method]:
             filtered = np.ascontiguousarray(_FILTERS[method](planes, noise, **candidate), dtype=np.float32)
-            output = stabilizer.inverse(torch.from_numpy(filtered))[None]
+            output = root_decode(torch.from_numpy(filtered))[None]
             for metric, value in compare_camera_rgb(output, truth, mask, xyz_to_camera).items():
                 if value > metrics[metric]:
                     metrics[metric], parameters[metric] = value, candidate

@@ -16,10 +16,11 @@ from torch.nn import functional as F
 
 from library.models.blocks.bilinear import BilinearDemosaic
 from library.models.blocks.image_model import ImageModel, ModelConfig
+from library.models.blocks.pointwise import pointwise
 from library.models.blocks.precision import full_precision
-from library.models.blocks.stabilizer import Stabilizer
+from library.ops.transfer import root_decode, root_encode
 
-# Brings stabilised samples, mostly in [0, 0.87], to about zero mean and unit size, and the head's first corrections to
+# Brings stabilised samples, mostly in [0, 1], to about zero mean and unit size, and the head's first corrections to
 # theirs.
 _INPUT_MEAN, _INPUT_GAIN, _OUTPUT_GAIN = 0.3, 4.0, 0.1
 
@@ -63,12 +64,11 @@ class NAFNet(ImageModel):
         self.scale = 2
         widths = [config.width * 2**level for level in range(len(config.encoder_blocks) + 1)]
         self.demosaic = BilinearDemosaic()
-        self.stabilizer = Stabilizer(config.stabilizer_offset)
         self.intro = nn.Conv2d(4, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList(_blocks(w, n) for w, n in zip(widths, config.encoder_blocks, strict=False))
         self.down = nn.ModuleList(nn.Conv2d(w, 2 * w, 2, stride=2) for w in widths[:-1])
         self.middle = _blocks(widths[-1], config.middle_blocks)
-        self.up = nn.ModuleList(nn.Conv2d(2 * w, 4 * w, 1, bias=False) for w in reversed(widths[:-1]))
+        self.up = nn.ModuleList(pointwise(2 * w, 4 * w, bias=False) for w in reversed(widths[:-1]))
         self.decoder = nn.ModuleList(
             _blocks(w, n) for w, n in zip(reversed(widths[:-1]), config.decoder_blocks, strict=True)
         )
@@ -79,11 +79,11 @@ class NAFNet(ImageModel):
     def forward(self, x: Tensor) -> Tensor:
         # Levels and colour stay in float32 when the network runs in bfloat16.
         with full_precision(x):
-            start = self.stabilizer(self.demosaic(x.float()))
-            features = (self.stabilizer(x.float()) - _INPUT_MEAN) * _INPUT_GAIN
+            start = root_encode(self.demosaic(x.float()), self.config.stabilizer_offset)
+            features = (root_encode(x.float(), self.config.stabilizer_offset) - _INPUT_MEAN) * _INPUT_GAIN
         correction = F.pixel_shuffle(self._network(features), 2)
         with full_precision(x):
-            return self.stabilizer.inverse(start + _OUTPUT_GAIN * correction.float())
+            return root_decode(start + _OUTPUT_GAIN * correction.float(), self.config.stabilizer_offset)
 
     def _network(self, x: Tensor) -> Tensor:
         x = self.intro(x)
@@ -105,18 +105,20 @@ class _Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.expand = nn.Conv2d(width, 2 * width, 1)
+        self.expand = pointwise(width, 2 * width)
         self.depthwise = nn.Conv2d(2 * width, 2 * width, 3, padding=1, groups=2 * width)
-        self.project = nn.Conv2d(width, width, 1)
+        self.project = pointwise(width, width)
         self.beta = nn.Parameter(torch.zeros(width))
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.feed = nn.Conv2d(width, 2 * width, 1)
-        self.merge = nn.Conv2d(width, width, 1)
+        self.feed = pointwise(width, 2 * width)
+        self.merge = pointwise(width, width)
         self.gamma = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.beta[:, None, None] * self.project(_gate(self.depthwise(self.expand(_per_pixel(self.norm1, x)))))
-        return x + self.gamma[:, None, None] * self.merge(_gate(self.feed(_per_pixel(self.norm2, x))))
+        mixed = self.project(_gate(self.depthwise(self.expand(_per_pixel(self.norm1, x)))))
+        x = torch.addcmul(x, self.beta[:, None, None], mixed)
+        fed = self.merge(_gate(self.feed(_per_pixel(self.norm2, x))))
+        return torch.addcmul(x, self.gamma[:, None, None], fed)
 
 
 def _blocks(width: int, num_blocks: int) -> nn.Sequential:

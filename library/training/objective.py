@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from library.datasets.batch import Batch
 from library.losses import LossConfig
 from library.ops.color import camera_rgb_to_lin_rec2020
-from library.ops.transfer import gamma22_encode, pq_encode, srgb_encode
+from library.ops.transfer import gamma22_encode, pq_encode, root_encode, srgb_encode
 
-Transfer = Literal["none", "srgb", "gamma22", "pq"]
-_CURVES = {"none": lambda x: x, "srgb": srgb_encode, "gamma22": gamma22_encode, "pq": pq_encode}
+Transfer = Literal["none", "root", "srgb", "gamma22", "pq"]
+_CURVES = {"none": lambda x: x, "root": root_encode, "srgb": srgb_encode, "gamma22": gamma22_encode, "pq": pq_encode}
 
 
 class Objective(nn.Module):

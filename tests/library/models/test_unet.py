@@ -34,12 +34,12 @@ def thin(design: dict[str, Any]) -> ImageModel:
         ({}, 7_760_748, 46.2),
         (PREUPSAMPLE, 7_760_451, 184.5),
         (PLAIN, 7_760_163, 184.3),
-        ({"funit": 48}, 17_455_068, 103.9),
+        ({"funit": 48}, 17_457_948, 103.7),
     ],
     ids=["pixelshuffle", "preupsample", "plain", "more channels"],
 )
 def test_it_has_the_size_and_the_cost_of_utnet2(design: dict[str, Any], num_parameters: int, kmacs_per_pixel: float):
-    """Brummer and De Vleeschouwer's network: 7.76 M parameters, 46.2 kMAC per photosite, four times that at full size."""
+    """Brummer and De Vleeschouwer's: 7.76 M parameters, 46.2 kMAC per photosite, four times that at full size."""
     with torch.device("meta"):
         model = Config(**design).build()
     assert model.num_parameters == num_parameters
@@ -58,9 +58,8 @@ def test_the_halo_is_112_packed_pixels():
     assert (small_unet().halo, small_unet().lattice, small_unet().geometry.reach) == (112, 16, 107)
 
 
-def test_at_full_width_the_geometry_is_the_same():
-    torch.manual_seed(0)
-    assert Config().build().geometry == small_unet().geometry
+def test_the_geometry_does_not_depend_on_the_width():
+    assert Config(funit=3).build().geometry == small_unet().geometry == thin({}).geometry
 
 
 @pytest.mark.parametrize(("in_channels", "head"), [(4, "plain"), (3, "pixelshuffle"), (3, "preupsample")])

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from library.ops.transfer import (
@@ -13,6 +15,8 @@ from library.ops.transfer import (
     gamma22_encode,
     pq_decode,
     pq_encode,
+    root_decode,
+    root_encode,
     srgb_decode,
     srgb_encode,
 )
@@ -22,7 +26,12 @@ with warnings.catch_warnings():  # of its imports from scipy and matplotlib
     colour = pytest.importorskip("colour")
 
 Transfer = Callable[[Tensor], Tensor]
-PAIRS = [(srgb_encode, srgb_decode), (gamma22_encode, gamma22_decode), (pq_encode, pq_decode)]
+PAIRS = [
+    (srgb_encode, srgb_decode),
+    (gamma22_encode, gamma22_decode),
+    (pq_encode, pq_decode),
+    (root_encode, root_decode),
+]
 FUNCTIONS = [function for pair in PAIRS for function in pair]
 pairs = pytest.mark.parametrize(("encode", "decode"), PAIRS)
 functions = pytest.mark.parametrize("function", FUNCTIONS)
@@ -120,3 +129,44 @@ def test_the_toe_of_pq_joins_its_curve_and_stays_close_to_it():
     toe = np.geomspace(1e-12, 1e-6, 1001)
     missed = np.abs(pq_encode(torch.from_numpy(toe)).numpy() - colour.models.oetf_BT2100_PQ(toe))
     assert missed.max() < 3e-5
+
+
+levels = st.floats(-4, 64, width=32)
+
+
+@given(levels, st.sampled_from([1e-4, 0.02, 1.0]))
+def test_stabilising_and_back_gives_every_level_also_those_below_black(x: float, offset: float):
+    level = torch.tensor(x, dtype=torch.float32)
+    torch.testing.assert_close(root_decode(root_encode(level, offset), offset), level, rtol=3e-6, atol=1e-6)
+
+
+@given(levels, levels)
+def test_stabilising_keeps_the_order_of_levels(x: float, y: float):
+    low, high = sorted((x, y))
+    assert root_encode(torch.tensor(low)) <= root_encode(torch.tensor(high)) + 1e-7
+    if high - low > 1e-4 * max(1, abs(high)):
+        assert root_encode(torch.tensor(low)) < root_encode(torch.tensor(high))
+
+
+def test_the_root_is_smooth_at_black():
+    slopes = []
+    for x in (-1e-6, 0.0, 1e-6):
+        level = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+        (slope,) = torch.autograd.grad(root_encode(level), level)
+        slopes.append(float(slope))
+    assert slopes == pytest.approx([slopes[0]] * 3, rel=1e-4)
+
+
+def test_stabilising_makes_poisson_noise_about_the_same_at_every_level():
+    generator = torch.Generator().manual_seed(0)
+    a, b = 1e-3, 2e-5  # read noise that fits the offset: b / a = 0.02
+    spreads = []
+    for level in (0.02, 0.1, 0.5, 0.9):
+        noisy = level + (a * level + b) ** 0.5 * torch.randn(100_000, generator=generator)
+        spreads.append(float(root_encode(noisy, b / a).std()))
+    assert max(spreads) / min(spreads) < 1.05
+    scale = 1 / ((1 + b / a) ** 0.5 - (b / a) ** 0.5)
+    assert spreads[0] == pytest.approx(scale * a**0.5 / 2, rel=0.05)
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
