@@ -48,7 +48,7 @@ def test_check_prints_the_resolved_config_as_yaml_and_starts_nothing(tmp_path: P
         ("workload=paint", ("workload: unknown workload 'paint'", "denoise")),
         ("model.in_channels=3", ("model.in_channels",)),
         ("validate_every=50", ("validate_every is 50", "log_every")),
-        ("dataset.crop=130", ("dataset.crop is 130", "multiple of 8")),
+        ("dataset.crop=130", ("dataset.crop is 130", "multiple of 16")),
         ("steps", ("'steps'", "key=value")),
     ],
 )

@@ -25,6 +25,8 @@ from workloads.ray_session import ray_session
 
 # Where the work is done does not change what is computed, so a run may go on elsewhere.
 _MAY_CHANGE = {"scaling"}
+# Where Ray unpacks `--working-dir`, below its session's folder.
+_JOB_COPY = "working_dir_files"
 
 
 class LaunchConfig(TrainingConfig):
@@ -73,7 +75,14 @@ class RunResult:
 
     def __str__(self) -> str:
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
-        return f"{self.folder}: trained; {metrics}\nbundle: {self.bundle}\nreport: {self.folder / 'report.html'}"
+        lines = [
+            f"{self.folder}: trained; {metrics}",
+            f"bundle: {self.bundle}",
+            f"report: {self.folder / 'report.html'}",
+        ]
+        if _JOB_COPY in self.folder.parts:
+            lines.append("this lies in Ray's copy of the working directory, which Ray removes: give storage=/a/folder")
+        return "\n".join(lines)
 
 
 def launch(config: LaunchConfig, prepare: Callable[[], Path]) -> RunResult:

@@ -157,10 +157,11 @@ class Synthetic:
                 raise DataError(
                     f"dataset.held_out names {', '.join(unknown)}, which are no scenes; there are: {', '.join(names)}"
                 )
-            validation = [names.index(name) for name in held_out]
         else:
-            by_hash = sorted(range(len(names)), key=lambda i: hashlib.sha256(names[i].encode()).digest())
-            validation = by_hash[: round(held_out * len(names))]
+            by_hash = sorted(set(names), key=lambda name: hashlib.sha256(name.encode()).digest())
+            held_out = by_hash[: round(held_out * len(by_hash))]
+        # A photograph may lie there twice under one name, as raw and as picture.
+        validation = [i for name in held_out for i, other in enumerate(names) if other == name]
         training = [i for i in range(len(names)) if i not in set(validation)]
         if not training or not validation:
             raise DataError(

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from library.bundle import Bundle, load_bundle, write_bundle
+from library.errors import BundleError, ConfigError
+from library.files.raw import RawImage, read_raw
+from library.inference.denoise import denoise_raw
+from library.inference.engine import Engine
+from library.inference.verify import verify_tiling
+from library.models import nafnet, unet
+from library.models.blocks.image_model import ModelConfig
+from library.ops.cfa import BAYER_PHASES, mirror_pad, pack_cfa, pad_to_rggb
+from library.ops.demosaic import demosaic_bilinear
+from library.ops.levels import normalize_levels
+
+MODELS = {"nafnet": nafnet.Config(width=8), "unet": unet.Config(funit=8)}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """With random weights in every layer."""
+    return bundle_of(MODELS[request.param], tmp_path_factory.mktemp(request.param), noise=0.05)
+
+
+def bundle_of(config: ModelConfig, folder: Path, *, noise: float) -> Bundle:
+    torch.manual_seed(0)
+    model = config.build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(noise * torch.randn_like(parameter))
+    write_bundle(folder / "b", model, name="test", training={}, data_digest="none", metrics={"val/psnr": 1.0}, step=1)
+    return load_bundle(folder / "b")
+
+
+def raw_of(mosaic: np.ndarray, like: RawImage, cfa: str = "RGGB") -> RawImage:
+    return replace(like, mosaic=mosaic, cfa=cfa)
+
+
+@pytest.fixture
+def raw(raw_dng: Path) -> RawImage:
+    return read_raw(raw_dng)
+
+
+@pytest.fixture
+def mosaic() -> np.ndarray:
+    """Odd sides, and larger than any one window used below."""
+    rows, columns = np.mgrid[:331, :437]
+    wave = np.sin(rows / 11) * np.cos(columns / 13) + 0.5 * (rows + columns > 400)
+    noise = np.random.default_rng(0).normal(0, 200, rows.shape)
+    return np.clip(512 + 5000 * (1.2 + wave) + noise, 0, 16383).astype(np.uint16)
+
+
+@pytest.mark.parametrize("cfa", BAYER_PHASES)
+def test_the_picture_is_the_networks_of_the_whole_mosaic_bit_for_bit(
+    bundle: Bundle, raw: RawImage, mosaic: np.ndarray, cfa: str
+) -> None:
+    """Tiles, padding, levels and phase put together by the engine, against one pass written out."""
+    image = raw_of(mosaic, raw, cfa)
+    padded = pad_to_rggb(torch.from_numpy(mosaic), cfa)
+    side = 2 * bundle.model.lattice
+    padded = mirror_pad(mirror_pad(padded, 0, 0, -padded.shape[0] % side), 1, 0, -padded.shape[1] % side)
+    packed = pack_cfa(normalize_levels(padded, torch.full((2, 2), 512.0), 16383.0))[None]
+    with torch.no_grad():
+        whole = bundle.model(packed.contiguous(memory_format=torch.channels_last))[0]
+    dy, dx = divmod(cfa.index("R"), 2)
+    expected = whole[:, dy : dy + 331, dx : dx + 437].permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(denoise_raw(image, Engine(bundle, tile=96)), expected)
+
+
+def test_verify_tiling_finds_it_exact_here(bundle: Bundle) -> None:
+    report = verify_tiling(bundle)
+    assert report.exact
+    assert min(check.num_tiles for check in report.checks) > 1
+    assert "equal bit for bit" in str(report)
+
+
+def test_verify_tiling_notices_a_halo_that_is_too_small(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    geometry = bundle.model.geometry
+    try:
+        bundle.model.__dict__["geometry"] = geometry._replace(reach=0)
+        report = verify_tiling(bundle)
+    finally:
+        bundle.model.__dict__["geometry"] = geometry
+    assert not report.exact
+    assert "samples differ" in str(report)
+
+
+def test_a_rephased_mosaic_gives_the_same_picture_away_from_the_border(
+    bundle: Bundle, raw: RawImage, mosaic: np.ndarray
+) -> None:
+    """One line less at the top and the left changes the CFA's phase, and nothing else far from there."""
+    whole = denoise_raw(raw_of(mosaic, raw, "RGGB"), Engine(bundle))
+    moved = denoise_raw(raw_of(mosaic[1:, 1:], raw, "BGGR"), Engine(bundle))
+    # The mirrored line differs from the one that was cut, as far as the network looks.
+    reach = 2 * bundle.model.halo + 2
+    far = whole[1 + reach :, 1 + reach :]
+    assert far.size
+    np.testing.assert_allclose(moved[reach:, reach:], far, atol=2e-6)
+
+
+def test_levels_follow_the_cfa_site_in_every_phase(raw: RawImage, tmp_path: Path) -> None:
+    """A flat field over four black levels comes out flat: by the network that starts as the bilinear demosaic."""
+    engine = Engine(bundle_of(nafnet.Config(width=4), tmp_path, noise=0.0))
+    black_level = np.array([[500.0, 510.0], [520.0, 530.0]])
+    flat = (np.tile(black_level, (50, 60)) + 0.25 * (16383 - np.tile(black_level, (50, 60)))).astype(np.uint16)
+    for cfa in BAYER_PHASES:
+        image = replace(raw_of(flat, raw, cfa), black_level=black_level)
+        np.testing.assert_allclose(denoise_raw(image, engine), 0.25, atol=1e-4)
+
+
+def test_at_the_start_a_nafnet_bundle_is_the_bilinear_demosaic(
+    raw: RawImage, mosaic: np.ndarray, tmp_path: Path
+) -> None:
+    engine = Engine(bundle_of(nafnet.Config(width=4), tmp_path, noise=0.0))
+    linear = normalize_levels(torch.from_numpy(mosaic), torch.full((2, 2), 512.0), 16383.0)
+    expected = demosaic_bilinear(linear, cfa="GBRG").permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(denoise_raw(raw_of(mosaic, raw, "GBRG"), engine), expected, atol=2e-6)
+
+
+def test_exposure_passes_through_at_the_start(raw: RawImage, tmp_path: Path) -> None:
+    """Absolute scale: half the light, half the picture, down to five stops below."""
+    engine = Engine(bundle_of(nafnet.Config(width=4), tmp_path, noise=0.0))
+    for stops in range(6):
+        value = 512 + round((16383 - 512) * 0.5 / 2**stops)
+        picture = denoise_raw(raw_of(np.full((40, 40), value, np.uint16), raw), engine)
+        np.testing.assert_allclose(picture, (value - 512) / (16383 - 512), rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (2, 40), (3, 5), (33, 2)])
+def test_tiny_raws_work(raw: RawImage, bundle: Bundle, size: tuple[int, int]) -> None:
+    picture = denoise_raw(raw_of(np.full(size, 3000, np.uint16), raw), Engine(bundle))
+    assert picture.shape == (*size, 3)
+    assert np.isfinite(picture).all()
+
+
+def test_bf16_is_close(bundle: Bundle, raw: RawImage, mosaic: np.ndarray) -> None:
+    image = raw_of(mosaic[:128, :160], raw)
+    exact = denoise_raw(image, Engine(bundle))
+    np.testing.assert_allclose(
+        denoise_raw(image, Engine(bundle, precision="bf16")), exact, atol=0.1 * np.abs(exact).max()
+    )
+
+
+def test_an_rgb_denoiser_is_refused_for_raws(tmp_path: Path) -> None:
+    rgb = bundle_of(unet.Config(funit=2, in_channels=3, head="plain"), tmp_path, noise=0.0)
+    with pytest.raises(BundleError, match=r"takes 3 channels, .* use a raw denoiser's bundle"):
+        Engine(rgb)
+
+
+def test_a_tile_so_small_that_rounding_would_depend_on_it_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(ConfigError, match="tile is 64, but must be at least 96"):
+        Engine(bundle, tile=64)
+
+
+@pytest.fixture(autouse=True)
+def _all_threads() -> Iterator[None]:
+    """Two threads, as a person has them: exactness must not need one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
