@@ -15,6 +15,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import struct
 import subprocess
 import zipfile
 import zlib
@@ -179,7 +180,8 @@ def _read(path: Path) -> dict[str, bytes]:
                     "is a pickle written by torch.save, which can run code when opened; give a bundle folder or zip",
                 )
             return {name: archive.read(name) for name in archive.namelist()}
-    except (zipfile.BadZipFile, zlib.error) as error:
+    # Besides its own errors, zipfile raises what the damage makes it take the file for: encrypted, newer, endless.
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise BundleError(
             path, f"is neither a bundle folder nor a zip of one ({error}); pickled weights (.pt, .pth) are never opened"
         ) from None
