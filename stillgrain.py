@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import traceback
@@ -153,7 +154,8 @@ def verify_tiling(bundle: BundlePath, precision: PrecisionOption = "fp32", devic
     from library.bundle import load_bundle
     from library.inference.verify import verify_tiling as verify
 
-    report = verify(load_bundle(bundle), precision=precision, device=device)
+    with _busy("comparing tiles with the whole image"):
+        report = verify(load_bundle(bundle), precision=precision, device=device)
     typer.echo(str(report))
     raise typer.Exit(0 if report.exact or precision == "bf16" else 1)
 
@@ -187,7 +189,8 @@ def bundle_verify(bundle: Path) -> None:
     """Check every hash of a bundle and reproduce its golden tiles on this machine."""
     from library.bundle import load_bundle
 
-    loaded = load_bundle(bundle)
+    with _busy("verifying"):
+        loaded = load_bundle(bundle)
     typer.echo(f"{bundle}: verified, {loaded.name} sha256:{loaded.digest}")
 
 
@@ -196,7 +199,8 @@ def bundle_pack(bundle: Path, archive: Path) -> None:
     """Zip a verified bundle into one file, which every command takes in place of the folder."""
     from library.bundle import pack_bundle
 
-    pack_bundle(bundle, archive)
+    with _busy("packing"):
+        pack_bundle(bundle, archive)
     typer.echo(f"{archive}: packed")
 
 
@@ -220,6 +224,14 @@ def _print_facts(facts: dict[str, Any]) -> None:
     width = max(len(key) for key in facts)
     for key, value in facts.items():
         typer.echo(f"{key:<{width}}  {json.dumps(value) if isinstance(value, (list, dict)) else value}")
+
+
+def _busy(what: str) -> contextlib.AbstractContextManager[Any]:
+    """A spinner on stderr where that is a terminal, for what cannot say how far it is."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return console.status(what) if console.is_terminal else contextlib.nullcontext()
 
 
 def _progress(items: Any, what: str) -> Any:

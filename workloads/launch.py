@@ -92,8 +92,8 @@ def launch(config: LaunchConfig, prepare: Callable[[], Path]) -> RunResult:
     raises   ConfigError when the run's folder belongs to another config; whatever user error stops a worker
     """
     claim(config)
-    job = {"config": config.model_dump(mode="json"), "prepared": str(prepare())}
     with progress.follow(config.run_folder, config.steps):
+        job = {"config": config.model_dump(mode="json"), "prepared": str(prepare())}
         if config.scaling.workers == 0:
             run_worker(job, Recorder(config.run_folder), World())
         else:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from library.errors import ImageFileError
 from library.files.dng import write_cfa_dng, write_linear_dng
 from library.files.exr import write_exr
 from library.files.metadata import ImageMetadata
@@ -59,6 +60,9 @@ def denoise_file(raw_path: str | Path, outputs: Mapping[Format, str | Path], eng
     raises   RawFileError for an input that cannot be used; ImageFileError for an output that cannot be written
     """
     raw = read_raw(raw_path)
+    for path in map(Path, outputs.values()):
+        if path.exists() and path.samefile(raw_path):
+            raise ImageFileError(path, "is the raw file itself, which would be lost: give another folder")
     # The noise profile of the input does not describe the output.
     metadata = dataclasses.replace(
         raw.metadata(), denoised_by=f"{engine.bundle.name} sha256:{engine.bundle.digest}", noise_profile=None

@@ -116,13 +116,15 @@ def test_two_workers_learn_what_one_learns(undisturbed: Path, scenes: Path, tmp_
 
 
 @pytest.mark.slow
-def test_a_killed_worker_changes_no_bit(undisturbed: Path, scenes: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_changes_no_bit(ray_cluster: str, undisturbed: Path, scenes: Path, tmp_path: Path) -> None:
     settings = tiny(scenes, tmp_path, "run")
     result: list[Path] = []
     thread = threading.Thread(target=lambda: result.append(train(settings)))
     thread.start()
     wait_for_step(tmp_path / "run", 6)
-    workers = [a for a in list_actors(filters=[("state", "=", "ALIVE")]) if "TrainWorker" in a.class_name]
+    workers = [
+        a for a in list_actors(address=ray_cluster, filters=[("state", "=", "ALIVE")]) if "TrainWorker" in a.class_name
+    ]
     assert workers
     for worker in workers:
         os.kill(worker.pid, signal.SIGKILL)

@@ -9,6 +9,6 @@ def pointwise(in_channels: int, out_channels: int, *, bias: bool = True) -> nn.C
     """A 1x1 convolution, (N, in_channels, H, W) -> (N, out_channels, H, W).
 
     A dilation means nothing to a kernel of one pixel. It keeps PyTorch from computing it with its own unblocked kernel,
-    which it prefers for 1x1 on a single thread (`ConvParams::use_mkldnn`) though it takes twice the time here.
+    which it prefers for 1x1 on a single thread (`ConvParams::use_mkldnn`); see tests/benchmarks/bench_pointwise.py.
     """
     return nn.Conv2d(in_channels, out_channels, 1, dilation=2, bias=bias)
