@@ -47,7 +47,7 @@ def test_check_prints_the_resolved_config_as_yaml_and_starts_nothing(tmp_path: P
         ("batch_size=3", ("batch_size is 3", "2 workers")),
         ("workload=paint", ("workload: unknown workload 'paint'", "denoise")),
         ("model.in_channels=3", ("model.in_channels",)),
-        ("validate_every=50", ("validate_every is 50", "log_every")),
+        ("validate_every=60", ("validate_every is 60", "log_every")),
         ("dataset.crop=130", ("dataset.crop is 130", "multiple of 16")),
         ("steps", ("'steps'", "key=value")),
     ],

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from library.bundle import load_bundle
+from library.errors import ImageFileError
 from library.files.exr import read_exr
 from library.files.raw import RawImage, read_raw
 from library.inference.denoise import ENCODERS, Format, Written, denoise_file, denoise_raw, upright
@@ -153,3 +154,15 @@ def test_a_real_raw_goes_to_dng_and_exr(shared_data: Path, engine: Engine, tmp_p
     with rawpy.imread(str(tmp_path / "s40.dng")) as dng:
         assert dng.raw_image.shape[:2] == (1720, 2312)
     assert read_exr(tmp_path / "s40.exr").rgb.shape == (1720, 2312, 3)
+
+
+def test_the_raw_itself_is_never_overwritten(raw_dng: Path, engine: Engine, tmp_path: Path) -> None:
+    """`denoise photo.dng -o .` would write photo.dng."""
+    raw = tmp_path / "photo.dng"
+    raw.write_bytes(raw_dng.read_bytes())
+    (tmp_path / "link.dng").symlink_to(raw)
+    for output in (raw, tmp_path / "link.dng"):
+        with pytest.raises(ImageFileError, match="is the raw file itself, which would be lost: give another folder"):
+            denoise_file(raw, {"png": tmp_path / "x.png", "dng": output}, engine)
+    assert raw.read_bytes() == raw_dng.read_bytes()
+    assert not (tmp_path / "x.png").exists()

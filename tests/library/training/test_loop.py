@@ -338,6 +338,21 @@ def test_a_best_metric_that_validation_does_not_give_is_refused_with_those_it_gi
     recorder.close()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_validation_that_is_no_number_is_said_to_be_and_never_published(value: float, prepared: Path, tmp_path: Path):
+    """As the first best value, nan let no later one be better."""
+
+    class Broken(Denoising):
+        def validate(self, world: World) -> dict[str, float]:
+            return {"val/psnr": 30.0, "val/psnr.linear": value}
+
+    task, recorder = Broken(prepared, tmp_path, CONFIG), Recorder(tmp_path)
+    with pytest.raises(StillgrainError, match=r"validation after step 4 gives \{'val/psnr\.linear': (nan|inf)\}"):
+        fit(CONFIG, task, recorder)
+    recorder.close()
+    assert task.published == []
+
+
 @pytest.mark.parametrize("key", ["validate_every", "checkpoint_every"])
 def test_a_checkpoint_within_a_window_of_losses_is_refused(key: str):
     """A resumed run would average the rest of the window only."""
