@@ -148,8 +148,8 @@ def _validate(
         raise StillgrainError(f"best.metric is '{config.best.metric}', but validation gives {', '.join(metrics)}")
     if broken := {name: value for name, value in metrics.items() if not math.isfinite(value)}:
         raise StillgrainError(
-            f"validation after step {progress.step} gives {broken}: lower optim.lr if it is nan; if it is inf, look for "
-            "validation scenes that are white all over"
+            f"validation after step {progress.step} gives {broken}: lower optim.lr if it is nan; if it is inf, look "
+            "for validation scenes that are white all over"
         )
     value = metrics[config.best.metric]
     sign = 1 if config.best.mode == "max" else -1

@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from library.models.blocks.image_model import ImageModel
 from library.models.blocks.reach import Geometry
 from library.models.unet import Config, UNet
 
@@ -23,7 +22,7 @@ def small_unet() -> UNet:
     return Config(funit=2).build().eval()
 
 
-def thin(design: dict[str, Any]) -> ImageModel:
+def thin(design: dict[str, Any]) -> UNet:
     torch.manual_seed(0)
     return Config(funit=1, **design).build()
 
@@ -97,11 +96,17 @@ def test_preupsampling_runs_the_plain_network_on_a_bilinear_enlargement():
 def test_the_upsampled_tensor_stands_before_the_skip():
     """Weights of the research code load only in that order."""
     model = thin({})
-    merge = model.merge[0][0]
     skips: list[Tensor] = []
-    model.down[3].register_forward_hook(lambda _, __, y: skips.append(y))
     merged: list[Tensor] = []
-    merge.register_forward_pre_hook(lambda _, inputs: merged.append(inputs[0]))
+
+    def keep_output(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        skips.append(output)
+
+    def keep_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        merged.append(inputs[0])
+
+    model.down[3].register_forward_hook(keep_output)
+    model.merge[0].register_forward_pre_hook(keep_input)
     model(torch.rand(1, 4, 32, 32))
     assert torch.equal(merged[0][:, merged[0].shape[1] // 2 :], skips[0])
 

@@ -18,6 +18,7 @@ from library.errors import ConfigError, StillgrainError
 from library.losses import l1
 from library.metrics import psnr
 from library.models import nafnet
+from library.models.blocks.image_model import ImageModel
 from library.training.checkpoint import Progress
 from library.training.loop import Best, TrainingConfig, fit
 from library.training.objective import Objective
@@ -43,7 +44,7 @@ class Denoising:
         torch.manual_seed(config.seed)
         self.config = config
         self.run_folder = run_folder
-        self.model = nafnet.Config(width=4).build()
+        self.model: ImageModel = nafnet.Config(width=4).build()
         self.objective = Objective({"l1": l1.Config()}, "srgb")
         self.dataset = synthetic.Config(crop=32, validation_crop=176, sensor=NOISY).open(prepared, config.seed)
         self.losses_seen: list[float] = []

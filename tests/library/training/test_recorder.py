@@ -107,7 +107,11 @@ def test_a_checkpoint_that_fails_while_being_written_never_appears_and_harms_no_
 
 def test_a_checkpoint_of_a_step_that_exists_replaces_it(recorder: Recorder):
     recorder.commit(10, {}, write_nothing)
-    recorder.commit(10, {}, lambda folder: (folder / "state").write_text("newer") and None)
+
+    def write_newer(folder: Path) -> None:
+        (folder / "state").write_text("newer")
+
+    recorder.commit(10, {}, write_newer)
     assert checkpoints(recorder) == ["step-00000010"]
     latest = recorder.latest_checkpoint()
     assert latest is not None
