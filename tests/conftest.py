@@ -5,12 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from library.bundle import write_bundle
 from library.files.dng import write_cfa_dng
 from library.files.metadata import ImageMetadata
 from library.models import nafnet
+
+# The same examples every time; how long one takes says more about the machine than about us.
+settings.register_profile("stillgrain", deadline=None, derandomize=True)
+settings.load_profile("stillgrain")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

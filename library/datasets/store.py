@@ -15,6 +15,8 @@ from library.files.atomic import whole_folder
 
 _FORMAT = 1
 _INDEX = "index.json"
+_BRIGHTEST = 16.0
+"""Times white. What is brighter, such as the sun in a panorama, is cut, or 16 bits would leave the shadows no codes."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class SceneStore:
         with whole_folder(folder) as temporary:
             entries = []
             for number, scene in enumerate(scenes):
-                scale = max(1.0, float(scene.rgb.max()))
+                scale = min(max(1.0, float(scene.rgb.max())), _BRIGHTEST)
                 file = f"{number:06d}.npy"
                 np.save(temporary / file, np.round(np.clip(scene.rgb, 0, scale) * (65535 / scale)).astype(np.uint16))
                 matrix = None if scene.xyz_to_camera is None else scene.xyz_to_camera.tolist()

@@ -158,16 +158,14 @@ class Synthetic:
                     f"dataset.held_out names {', '.join(unknown)}, which are no scenes; there are: {', '.join(names)}"
                 )
         else:
-            by_hash = sorted(set(names), key=lambda name: hashlib.sha256(name.encode()).digest())
-            held_out = by_hash[: round(held_out * len(by_hash))]
+            held_out = tuple(sorted({name for name in names if _fraction(name) < held_out}))
         # A photograph may lie there twice under one name, as raw and as picture.
         validation = [i for name in held_out for i, other in enumerate(names) if other == name]
         training = [i for i in range(len(names)) if i not in set(validation)]
         if not training or not validation:
             raise DataError(
                 f"dataset.held_out leaves {len(training)} scenes to train on and {len(validation)} to validate on, of "
-                f"{len(names)}: "
-                "give it names or a fraction that leaves at least one of each"
+                f"{len(names)}: give it names or a fraction that leaves at least one of each"
             )
         for key, scenes in (("crop", training), ("validation_crop", validation)):
             side = getattr(self.config, key)
@@ -194,6 +192,11 @@ def observe(clean: torch.Tensor, xyz_to_camera: np.ndarray, a: float, b: float, 
         mask=(clean < 1).all(dim=0).float()[None, None],
         xyz_to_camera=torch.from_numpy(xyz_to_camera).float()[None],
     )
+
+
+def _fraction(name: str) -> float:
+    """A number in [0, 1) that belongs to a name alone, uniform over names."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]) / 2**56
 
 
 def _scene_files(folder: str) -> list[Path]:

@@ -93,6 +93,8 @@ def jobs_of_tree(archive: Path, output: Path, formats: Sequence[Format]) -> Iter
 
     raises  ConfigError when the archive is no folder, or two formats have the same suffix
     """
+    if os.path.abspath(archive) == os.path.abspath(output):
+        raise ConfigError(f"output: is the folder of the raw files itself, {archive}; give another, or one inside it")
     if not archive.is_dir():
         raise ConfigError(f"raws: {archive} is not a folder; give the folder that holds the raw files")
     suffixes = [ENCODERS[f].suffix for f in formats]
@@ -117,7 +119,11 @@ def jobs_of_tree(archive: Path, output: Path, formats: Sequence[Format]) -> Iter
 
 
 def pending(jobs: Iterable[Job], ledger: Ledger, product: Product, summary: Summary) -> Iterator[Job]:
-    """The jobs with the outputs that are still to be made; counts the finished ones. Reads no file that is done."""
+    """The jobs with the outputs that are still to be made. Reads no file that is done.
+
+    Counts the finished ones in the summary, and lists there as failed those that would overwrite a file which no run
+    into this folder has made: it may be somebody's original.
+    """
     for job in jobs:
         try:
             stat = job.raw.stat()
@@ -128,7 +134,12 @@ def pending(jobs: Iterable[Job], ledger: Ledger, product: Product, summary: Summ
         missing: dict[Format, Path] = {
             f: path for f, path in job.outputs.items() if not _is_done(seen, f, ledger, product)
         }
-        if missing:
+        foreign = [p for p in missing.values() if p.exists() and not ledger.knows(os.path.relpath(p, ledger.folder))]
+        if foreign:
+            summary.failures[str(job.raw)] = (
+                f"{job.raw}: would overwrite {foreign[0]}, which was not made here; move it away, or use another folder"
+            )
+        elif missing:
             yield replace(seen, outputs=missing)
         else:
             summary.skipped += 1

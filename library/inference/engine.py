@@ -26,7 +26,8 @@ DEFAULT_TILE = 512
 
 SMALLEST_TILE = 96
 """Model input pixels a side. PyTorch computes a convolution of up to 20,480 input samples with another kernel, which
-rounds differently (`ConvParams::use_mkldnn`); windows of this size stay above that at every layer."""
+rounds differently (`ConvParams::use_mkldnn`). Windows of this size stay above that at every layer of networks from 8
+channels up; images of a few dozen rows, and narrower networks, may still differ in the last bit."""
 
 
 class Patch(NamedTuple):
@@ -39,7 +40,7 @@ class Patch(NamedTuple):
 
 
 class Engine:
-    """Runs one bundle. Deterministic: in float32 the result does not depend on the tile size, bit for bit.
+    """Runs one bundle. In float32 the tile size changes no bit of the result, as `verify_tiling` can prove.
 
     bundle     of a raw denoiser (packed mosaics in, camera RGB out)
     tile       model input pixels a side, at least `SMALLEST_TILE`; rounded down to the lattice

@@ -152,6 +152,10 @@ class Ledger:
             for row in rows
         )
 
+    def knows(self, output_path: str) -> bool:
+        """Whether there is a row for this output, named from the folder: then a file there was made here."""
+        return bool(self._execute("SELECT 1 FROM outputs WHERE output_path = ?", (output_path,)))
+
     def record(self, entry: Entry) -> None:
         """Write the row of `entry.output_path`, replacing an older one. It is on the disk on return."""
         row = asdict(entry) | {"key": entry.key, "parameters": _canonical_json(entry.parameters)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -11,11 +11,13 @@ from pydantic import Field
 from library.config import Frozen
 from library.models.blocks.image_model import ImageModel
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimConfig(Frozen):
     lr: float = Field(default=1e-3, gt=0)
     """Highest learning rate."""
-    betas: tuple[float, float] = (0.9, 0.9)
+    betas: tuple[Decay, Decay] = (0.9, 0.9)
     weight_decay: float = Field(default=1e-4, ge=0)
     clip_grad_norm: float = Field(default=1.0, gt=0)
     """Longest gradient, over all parameters, that is applied as it is; longer ones are shortened to it."""

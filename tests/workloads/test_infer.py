@@ -11,7 +11,7 @@ import pytest
 from library.bundle import load_bundle
 from library.config import validate
 from library.errors import BundleError, ConfigError
-from library.inference.archive import Summary, jobs_of_files, jobs_of_tree
+from library.inference.archive import Summary, denoise_files, jobs_of_files, jobs_of_tree
 from library.inference.denoise import denoise_file
 from library.inference.engine import Engine
 from library.inference.ledger import Ledger
@@ -102,6 +102,26 @@ def test_two_files_of_one_name_are_refused_rather_than_overwritten(tmp_path: Pat
 def test_two_formats_of_one_suffix_are_refused(archive: Path, small_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"formats: dng, cfa-dng would write the same file names"):
         run(archive, small_bundle, tmp_path / "out", formats=["dng", "cfa-dng"])
+
+
+def test_the_archive_itself_is_refused_as_output(archive: Path, small_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="output: is the folder of the raw files itself"):
+        run(archive, small_bundle, archive)
+
+
+def test_a_file_that_was_not_made_here_is_never_overwritten(raw_dng: Path, small_bundle: Path, tmp_path: Path) -> None:
+    """`denoise IMG.CR2 -o .` beside an IMG.dng that the camera or another program wrote."""
+    (tmp_path / "x.cr2").write_bytes(raw_dng.read_bytes())
+    (tmp_path / "x.dng").write_bytes(b"an original")
+    engine = Engine(load_bundle(small_bundle))
+    summary = denoise_files([tmp_path / "x.cr2"], tmp_path, engine, "dng")
+    assert (summary.done, summary.exit_code) == (0, 1)
+    assert "would overwrite" in summary.failures[str(tmp_path / "x.cr2")]
+    assert (tmp_path / "x.dng").read_bytes() == b"an original"
+    (tmp_path / "x.dng").unlink()
+    assert denoise_files([tmp_path / "x.cr2"], tmp_path, engine, "dng").done == 1
+    os.utime(tmp_path / "x.cr2", (1, 1))
+    assert denoise_files([tmp_path / "x.cr2"], tmp_path, engine, "dng").done == 1  # its own output it may replace
 
 
 def test_an_archive_that_is_no_folder_is_refused(small_bundle: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def scenes() -> list[Scene]:
     rng = np.random.default_rng(0)
     return [
         Scene("dim", (rng.random((20, 30, 3)) * 0.3).astype(np.float32), "lin_srgb"),
-        Scene("bright/sun", (rng.random((11, 7, 3)) * 40).astype(np.float32), "camera_rgb", MATRIX),
+        Scene("bright/sun", (rng.random((11, 7, 3)) * 15).astype(np.float32), "camera_rgb", MATRIX),
         Scene("noisy", rng.normal(0.01, 0.02, (8, 8, 3)).astype(np.float32), "lin_srgb"),
     ]
 
@@ -40,6 +40,15 @@ def test_a_scene_comes_back_within_half_a_step_of_16_bits(store: SceneStore):
 def test_values_above_white_are_kept_and_values_below_black_are_not(store: SceneStore):
     assert store.crop(1, 0, 0, 11, 7).max() == pytest.approx(scenes()[1].rgb.max(), rel=1e-5)
     assert store.crop(2, 0, 0, 8, 8).min() == 0
+
+
+def test_a_sun_is_cut_so_that_the_shadows_keep_their_codes(tmp_path: Path):
+    rgb = np.full((4, 4, 3), 0.01, np.float32)
+    rgb[0, 0] = 60000
+    SceneStore.create(tmp_path / "store", [Scene("panorama", rgb, "lin_srgb")], "digest")
+    crop = SceneStore(tmp_path / "store").crop(0, 0, 0, 4, 4)
+    assert crop[0, 0, 0] == 16
+    np.testing.assert_allclose(crop[1:], 0.01, rtol=0.02)
 
 
 def test_a_crop_is_a_slice_of_the_scene(store: SceneStore):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,12 +156,3 @@ def test_an_rgb_denoiser_is_refused_for_raws(tmp_path: Path) -> None:
 def test_a_tile_so_small_that_rounding_would_depend_on_it_is_refused(bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="tile is 64, but must be at least 96"):
         Engine(bundle, tile=64)
-
-
-@pytest.fixture(autouse=True)
-def _all_threads() -> Iterator[None]:
-    """Two threads, as a person has them: exactness must not need one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
