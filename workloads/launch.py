@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from pydantic import Field, field_validator, model_validator
 
 from library.config import Location, to_yaml
@@ -135,11 +136,5 @@ def claim(config: LaunchConfig) -> None:
 
 
 def _comparable(text: str) -> list[str]:
-    blocks = []
-    keep = True
-    for line in text.splitlines():
-        if not line.startswith((" ", "-")):
-            keep = line.split(":")[0] not in _MAY_CHANGE
-        if keep:
-            blocks.append(line)
-    return blocks
+    settings = {key: value for key, value in yaml.safe_load(text).items() if key not in _MAY_CHANGE}
+    return yaml.safe_dump(settings, sort_keys=False).splitlines()
