@@ -116,3 +116,9 @@ def test_bundle_show_and_pack(small_bundle: Path, tmp_path: Path) -> None:
     assert manifest["model"]["kind"] == "nafnet"
     assert stillgrain("bundle", "pack", small_bundle, tmp_path / "b.zip").returncode == 0
     assert "verified" in stillgrain("bundle", "verify", tmp_path / "b.zip").stdout
+
+
+def test_the_installed_command_is_this_checkout_and_no_copy_that_grows_old(tmp_path: Path) -> None:
+    code = "import stillgrain, library; print(stillgrain.__file__, library.__file__)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == [str(ROOT / "stillgrain.py"), str(ROOT / "library" / "__init__.py")]
