@@ -38,7 +38,7 @@ class Config(LaunchConfig):
     workload: Literal["denoise"] = "denoise"
     model: one_of("library.models")  # pyright: ignore[reportInvalidTypeForm]
     dataset: one_of("library.datasets")  # pyright: ignore[reportInvalidTypeForm]
-    losses: mapping_of("library.losses") = Field(min_length=1)  # pyright: ignore[reportInvalidTypeForm]
+    losses: mapping_of("library.losses")  # pyright: ignore[reportInvalidTypeForm]
     """Losses by kind with their weights, compared in lin_rec2020: {ms_ssim: {weight: 0.2}, l1: {weight: 0.8}}."""
     transfer: Transfer = "none"
     """Curve applied to output and truth before the losses; a curve weighs shadows as the eye does."""
