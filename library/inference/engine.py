@@ -1,5 +1,5 @@
 """A denoiser applied to a whole image through exact tiles; what it needs of memory depends on the tile, not on the
-image."""
+image, unless the bundle's output has an arbitrary gain."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from library.bundle import Bundle
-from library.errors import BundleError, ConfigError
+from library.errors import BundleError, ConfigError, RawFileError
 from library.files.raw import RawImage
 from library.models.blocks.image_model import ImageModel
-from library.ops.cfa import mirror_pad, pack_cfa, pad_to_rggb, rggb_offset
+from library.ops.cfa import mirror_pad, pack_cfa, pad_to_rggb, rggb_offset, sample_cfa
 from library.ops.levels import normalize_levels
 from library.ops.tiles import Tile, plan_tiles
 
@@ -41,6 +41,9 @@ class Patch(NamedTuple):
 
 class Engine:
     """Runs one bundle. In float32 the tile size changes no bit of the result, as `verify_tiling` can prove.
+
+    A bundle of arbitrary output gain gets its brightness from the raw, by one factor for the whole image (a factor for
+    each tile would show as seams); until that is known the picture is held in memory, 12 bytes a pixel.
 
     bundle     of a raw denoiser (packed mosaics in, camera RGB out)
     tile       model input pixels a side, at least `SMALLEST_TILE`; rounded down to the lattice
@@ -70,7 +73,16 @@ class Engine:
 
         yields  patches in the raw's own pixels, each pixel once, row by row: camera RGB, black at 0 and white at 1, no
                 white balance, below 0 and above 1 legal
+        raises  RawFileError when the bundle's gain is arbitrary and the raw has nothing to take its brightness from
         """
+        patches = self._network_output(raw)
+        if self.bundle.gain == "absolute":
+            return patches
+        # Copies: a patch is a view of its window, halo and all.
+        return _at_gain_of(raw, [patch._replace(pixels=patch.pixels.clone()) for patch in patches])
+
+    def _network_output(self, raw: RawImage) -> Iterator[Patch]:
+        """The same at the bundle's own gain."""
         mosaic = pad_to_rggb(torch.from_numpy(raw.mosaic), raw.cfa)
         side = 2 * self.model.lattice
         height, width = mosaic.shape
@@ -107,7 +119,7 @@ def run_tiled(
     window  gives the (C, h, w) input of a tile's window
     yields  patches in output pixels, on the CPU
     """
-    device = next(model.parameters()).device
+    device = model.device
     scale = model.scale
     for t in plan_tiles(height, width, tile=tile, halo=model.halo, lattice=model.lattice):
         x = window(t)[None].to(device).contiguous(memory_format=torch.channels_last)
@@ -126,3 +138,39 @@ def _within(patch: Patch, offset: tuple[int, int], height: int, width: int) -> P
     columns = slice(max(dx - left, 0), max(dx + width - left, 0))
     pixels = patch.pixels[:, rows, columns]
     return Patch(max(top - dy, 0), max(left - dx, 0), pixels) if pixels.numel() else None
+
+
+def _at_gain_of(raw: RawImage, patches: list[Patch]) -> Iterator[Patch]:
+    """The patches of a whole picture, all scaled by one factor, which brings the picture, sampled by the raw's CFA, to
+    the mean of the raw's mosaic over photosites that did not clip.
+
+    Mosaic against mosaic: a picture's mean weighs green once, a mosaic's twice.
+    """
+    sampled = np.empty(raw.mosaic.shape, np.float32)
+    for top, left, pixels in patches:
+        rows, columns = pixels.shape[1:]
+        phase = np.roll(np.array(list(raw.cfa)).reshape(2, 2), (-top, -left), (0, 1))
+        sampled[top : top + rows, left : left + columns] = sample_cfa(pixels, "".join(phase.flat)).numpy()
+    mosaic = normalize_levels(torch.from_numpy(raw.mosaic), torch.from_numpy(raw.black_level), float(raw.white_level))
+    unclipped = raw.mosaic < _clipping_level(raw)
+    # The whole mosaic at once, not patch by patch: the order of summation is the image's, so tiles change no bit.
+    wanted, mean = (
+        float(x[unclipped].mean(dtype=np.float64)) if unclipped.any() else 0.0 for x in (mosaic.numpy(), sampled)
+    )
+    if not (wanted > 0 and mean > 0):
+        raise RawFileError(
+            raw.path,
+            f"has no brightness that this bundle's output could take: over photosites below white its mean is "
+            f"{wanted:.3g} and that of the output {mean:.3g}, but both must be above 0; use a bundle of absolute gain",
+        )
+    for patch in patches:
+        yield patch._replace(pixels=patch.pixels * (wanted / mean))
+
+
+def _clipping_level(raw: RawImage) -> np.ndarray:
+    """(H, W) DN at which each photosite saturates: the lower of the decoder's level and the camera's own."""
+    level = np.full((2, 2), float(raw.white_level))
+    if raw.camera_white_level is not None:
+        level = np.minimum(level, raw.camera_white_level)
+    height, width = raw.mosaic.shape
+    return np.tile(level, (-(-height // 2), -(-width // 2)))[:height, :width]

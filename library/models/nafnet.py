@@ -7,22 +7,16 @@ at the start, when head and residual scales are zero, it *is* the bilinear demos
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from library.models.blocks.bilinear import BilinearDemosaic
+from library.models.blocks.correction import CorrectedDemosaic
 from library.models.blocks.image_model import ImageModel, ModelConfig
 from library.models.blocks.pointwise import pointwise
-from library.models.blocks.precision import full_precision
-from library.ops.transfer import root_decode, root_encode
-
-# Brings stabilised samples, mostly in [0, 1], to about zero mean and unit size, and the head's first corrections to
-# theirs.
-_INPUT_MEAN, _INPUT_GAIN, _OUTPUT_GAIN = 0.3, 4.0, 0.1
 
 
 class Config(ModelConfig):
@@ -48,6 +42,9 @@ class Config(ModelConfig):
             )
         return self
 
+    def thinnest(self) -> Config:
+        return self.model_copy(update={"width": 2})
+
     def build(self) -> NAFNet:
         return NAFNet(self)
 
@@ -55,6 +52,12 @@ class Config(ModelConfig):
 class NAFNet(ImageModel):
     """(N, 4, h, w) packed mosaic -> (N, 3, 2h, 2w) camera RGB; h and w multiples of the lattice."""
 
+    parts: ClassVar = {
+        "encoder": ("intro", "encoder", "down"),
+        "middle": ("middle",),
+        "decoder": ("up", "decoder"),
+        "head": ("head",),
+    }
     config: Config
 
     def __init__(self, config: Config) -> None:
@@ -63,7 +66,7 @@ class NAFNet(ImageModel):
         self.in_channels = config.in_channels
         self.scale = 2
         widths = [config.width * 2**level for level in range(len(config.encoder_blocks) + 1)]
-        self.demosaic = BilinearDemosaic()
+        self.corrected = CorrectedDemosaic(config.stabilizer_offset)
         self.intro = nn.Conv2d(4, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList(_blocks(w, n) for w, n in zip(widths, config.encoder_blocks, strict=False))
         self.down = nn.ModuleList(nn.Conv2d(w, 2 * w, 2, stride=2) for w in widths[:-1])
@@ -77,13 +80,7 @@ class NAFNet(ImageModel):
         nn.init.zeros_(self.head.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Tensor) -> Tensor:
-        # Levels and colour stay in float32 when the network runs in bfloat16.
-        with full_precision(x):
-            start = root_encode(self.demosaic(x.float()), self.config.stabilizer_offset)
-            features = (root_encode(x.float(), self.config.stabilizer_offset) - _INPUT_MEAN) * _INPUT_GAIN
-        correction = F.pixel_shuffle(self._network(features), 2)
-        with full_precision(x):
-            return root_decode(start + _OUTPUT_GAIN * correction.float(), self.config.stabilizer_offset)
+        return self.corrected(x, self._network)
 
     def _network(self, x: Tensor) -> Tensor:
         x = self.intro(x)

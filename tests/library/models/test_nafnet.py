@@ -6,10 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from library.models.blocks.bilinear import BilinearDemosaic
 from library.models.nafnet import Config, NAFNet
-from library.ops.cfa import sample_cfa, unpack_cfa
-from library.ops.demosaic import demosaic_bilinear
 
 
 @functools.cache
@@ -25,40 +22,6 @@ def trained_like() -> NAFNet:
 def packed(*shape: int) -> Tensor:
     """Scene-linear with values below 0 and above 1."""
     return torch.rand(*shape, generator=torch.Generator().manual_seed(0)) * 1.5 - 0.25
-
-
-# --- its parts --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 5), (2, 2), (6, 9)])
-def test_the_convolution_is_the_bilinear_demosaic_up_to_the_borders(size: tuple[int, int]):
-    x = packed(2, 4, *size)
-    torch.testing.assert_close(BilinearDemosaic()(x), demosaic_bilinear(unpack_cfa(x)), rtol=0, atol=1e-6)
-
-
-def test_the_demosaics_weights_are_constants_and_no_part_of_a_checkpoint():
-    assert not BilinearDemosaic().state_dict()
-    assert not list(BilinearDemosaic().parameters())
-    weight = BilinearDemosaic().weight
-    # Each output is a mean: its weights sum to 1.
-    torch.testing.assert_close(weight.sum(dim=(1, 2, 3)), torch.ones(12))
-    assert weight.min() == 0
-
-
-@pytest.mark.parametrize(
-    "config", [Config(), Config(width=2, encoder_blocks=(1,), decoder_blocks=(2,), middle_blocks=0)]
-)
-def test_a_fresh_network_is_the_bilinear_demosaic(config: Config):
-    x = packed(2, 4, 16, 24)
-    torch.manual_seed(0)
-    y = config.build()(x)
-    torch.testing.assert_close(y, demosaic_bilinear(unpack_cfa(x)), rtol=1e-5, atol=1e-6)
-
-
-def test_it_has_the_size_and_the_cost_it_was_designed_for():
-    model = Config().build()
-    assert model.num_parameters == 94_588
-    assert model.macs_per_pixel == 3752
 
 
 @pytest.mark.parametrize(("blocks", "lattice"), [((1,), 2), ((1, 1), 4), ((1, 1, 1), 8)])
@@ -119,30 +82,3 @@ def test_a_network_in_bfloat16_gives_float32_within_a_few_percent():
     assert y.dtype == torch.float32
     assert not torch.equal(y, exact)
     assert (y - exact).abs().max() < 0.05 * exact.abs().max()
-
-
-def test_a_fresh_network_in_bfloat16_is_still_the_exact_demosaic():
-    """Levels and colour stay in float32: autocast would leave eight bits of them."""
-    x = packed(1, 4, 16, 16)
-    torch.manual_seed(0)
-    model = Config(width=4).build()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = model(x)
-    torch.testing.assert_close(y, demosaic_bilinear(unpack_cfa(x)), rtol=1e-5, atol=1e-6)
-
-
-def test_a_clean_grey_stays_at_its_level_in_a_fresh_network():
-    torch.manual_seed(0)
-    model = Config(width=4).build()
-    for level in (-0.01, 0.0, 0.001, 0.18, 1.0, 3.0):
-        grey = torch.full((1, 4, 16, 16), level)
-        torch.testing.assert_close(model(grey), torch.full((1, 3, 32, 32), level), rtol=1e-5, atol=1e-6)
-
-
-def test_a_colour_comes_out_in_the_order_red_green_blue():
-    torch.manual_seed(0)
-    model = Config(width=4).build()
-    rgb = torch.tensor([0.7, 0.2, 0.05])[:, None, None].expand(3, 16, 16)
-    mosaic = sample_cfa(rgb)
-    planes = torch.stack([mosaic[y::2, x::2] for y in (0, 1) for x in (0, 1)])
-    torch.testing.assert_close(model(planes[None])[0], rgb, rtol=1e-5, atol=1e-6)

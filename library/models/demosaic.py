@@ -1,0 +1,58 @@
+"""The identity: a demosaic and nothing else, or the picture as it came. The baseline that every denoiser must beat, and
+a model like any other, so that the same code measures both."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from library.models.blocks.bilinear import BilinearDemosaic
+from library.models.blocks.image_model import ImageModel, ModelConfig
+from library.models.blocks.precision import full_precision
+from library.ops.cfa import unpack_cfa
+from library.ops.demosaic import demosaic_malvar
+
+
+class Config(ModelConfig):
+    kind: Literal["demosaic"] = "demosaic"
+    in_channels: Literal[3, 4] = 4
+    """4: packed R, G1, G2, B; 3: lin_rec2020."""
+    method: Literal["bilinear", "malvar", "identity"] = "bilinear"
+    """Filters of the demosaic. Three-channel input is a picture already: `identity`."""
+
+    @model_validator(mode="after")
+    def _method_fits_input(self) -> Config:
+        if (self.in_channels == 3) != (self.method == "identity"):
+            raise ValueError(
+                f"method '{self.method}' does not fit in_channels {self.in_channels}: "
+                "set method to 'identity' for 3 channels, to 'bilinear' or 'malvar' for 4"
+            )
+        return self
+
+    def build(self) -> Demosaic:
+        return Demosaic(self)
+
+
+class Demosaic(ImageModel):
+    """(N, 4, h, w) packed mosaic -> (N, 3, 2h, 2w) camera RGB, or (N, 3, H, W) lin_rec2020 -> same; any h and w."""
+
+    parts: ClassVar = {}
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.in_channels = config.in_channels
+        self.scale = 2 if config.in_channels == 4 else 1
+        self.method = {"bilinear": BilinearDemosaic, "malvar": _Malvar, "identity": nn.Identity}[config.method]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with full_precision(x):
+            return self.method(x.float())
+
+
+class _Malvar(nn.Module):
+    def forward(self, packed: Tensor) -> Tensor:
+        return demosaic_malvar(unpack_cfa(packed))
