@@ -22,16 +22,18 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from upath import UPath
 
 from library.config import config_class
 from library.errors import BundleError, ConfigError
 from library.files.atomic import whole_file, whole_folder
+from library.files.places import place
 from library.models.blocks.image_model import ImageModel, ModelConfig
 
 FORMAT_VERSION = 1
@@ -39,6 +41,10 @@ _MANIFEST, _WEIGHTS, _GOLDEN, _CARD = "manifest.json", "model.safetensors", "gol
 _FILES = {_WEIGHTS, _GOLDEN, _CARD}
 _GOLDEN_TOLERANCE = 1e-4
 """Largest difference, scene-linear, that another machine's float32 kernels may make."""
+
+OutputGain = Literal["absolute", "arbitrary"]
+"""Scale of a model's output. absolute: that of its input, white at 1. arbitrary: the same factor all over an image, but
+an unknown one; whoever uses the output takes its brightness from the input, once for the whole image."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +61,18 @@ class Bundle:
         return self.manifest["name"]
 
     @property
+    def gain(self) -> OutputGain:
+        """Scale of the model's output."""
+        return self.manifest["output"]["gain"]
+
+    @property
     def digest(self) -> str:
         """SHA-256 over the manifest, and through its hashes over everything."""
         return self.manifest["digest"]
 
 
 def write_bundle(
-    folder: str | Path,
+    folder: str | Path | UPath,
     model: ImageModel,
     *,
     name: str,
@@ -69,19 +80,21 @@ def write_bundle(
     data_digest: str,
     metrics: Mapping[str, float],
     step: int,
+    gain: OutputGain = "absolute",
 ) -> None:
     """Write a bundle folder, whole or not at all, replacing an older one.
 
     training     the resolved config of the run
     data_digest  names the scenes it was trained on
     metrics      of the validation at `step`
+    gain         scale of the model's output; the golden tiles are that output as it is
     """
     # A copy of the weights on the CPU, as they will be loaded.
     published = model.config.build()
     published.load_state_dict({key: tensor.detach().cpu() for key, tensor in model.state_dict().items()})
     published = _as_loaded(published)
     inputs = golden_inputs(model.in_channels, model.lattice)
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder, last=_MANIFEST) as temporary:
         weights = {key: tensor.contiguous() for key, tensor in published.state_dict().items()}
         safetensors.torch.save_file(weights, temporary / _WEIGHTS)
         safetensors.torch.save_file({"input": inputs, "output": _run(published, inputs)}, temporary / _GOLDEN)
@@ -94,7 +107,7 @@ def write_bundle(
                 "channels": 3,
                 "space": "camera_rgb" if model.in_channels == 4 else "lin_rec2020",
                 "scale": model.scale,
-                "gain": "absolute",
+                "gain": gain,
             },
             "levels": {
                 "black": "by CFA site, from the decoder",
@@ -118,12 +131,12 @@ def write_bundle(
         (temporary / _MANIFEST).write_text(_canonical(manifest), encoding="utf-8")
 
 
-def load_bundle(path: str | Path) -> Bundle:
+def load_bundle(path: str | Path | UPath) -> Bundle:
     """Read a bundle folder or zip, check every hash, and reproduce the golden tiles.
 
     raises  BundleError saying what is missing, damaged, unknown, or not reproduced
     """
-    files = _read(Path(path))
+    files = _read(place(path))
     manifest = _parse_manifest(path, files)
     model = _build(path, manifest, files)
     golden = _tensors(path, _GOLDEN, files)
@@ -140,7 +153,7 @@ def load_bundle(path: str | Path) -> Bundle:
 def pack_bundle(folder: str | Path, archive: str | Path) -> None:
     """A verified bundle as one zip file, whole or not at all. The same bundle gives the same bytes."""
     load_bundle(folder)
-    files = _read(Path(folder))
+    files = _read(place(folder))
     with whole_file(archive) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as target:
         for name in sorted(files):
             target.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), files[name], zipfile.ZIP_DEFLATED)
@@ -167,13 +180,13 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
-def _read(path: Path) -> dict[str, bytes]:
+def _read(path: UPath) -> dict[str, bytes]:
     if path.is_dir():
         return {f.name: f.read_bytes() for f in path.iterdir() if f.is_file() and not f.name.startswith(".")}
     if not path.exists():
         raise BundleError(path, "does not exist; give the path of a bundle folder, or of the same folder zipped")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             if any(name.endswith(".pkl") for name in archive.namelist()):
                 raise BundleError(
                     path,
@@ -187,7 +200,7 @@ def _read(path: Path) -> dict[str, bytes]:
         ) from None
 
 
-def _parse_manifest(path: str | Path, files: Mapping[str, bytes]) -> dict[str, Any]:
+def _parse_manifest(path: str | Path | UPath, files: Mapping[str, bytes]) -> dict[str, Any]:
     if _MANIFEST not in files:
         raise BundleError(
             path, f"holds no {_MANIFEST}, so it is not a bundle; a training run writes one to <storage>/<name>/bundle"
@@ -206,6 +219,12 @@ def _parse_manifest(path: str | Path, files: Mapping[str, bytes]) -> dict[str, A
         raise BundleError(
             path, f"{_MANIFEST} is not the file that was written (its digest differs); copy the bundle again"
         )
+    if manifest["output"]["gain"] not in get_args(OutputGain):
+        raise BundleError(
+            path,
+            f"has an output gain of {manifest['output']['gain']!r}, and this stillgrain knows "
+            f"{' and '.join(get_args(OutputGain))}; use the version that wrote it",
+        )
     missing = sorted(_FILES - files.keys())
     if missing:
         raise BundleError(path, f"{', '.join(missing)} is missing; copy the whole folder again")
@@ -220,7 +239,7 @@ def _parse_manifest(path: str | Path, files: Mapping[str, bytes]) -> dict[str, A
     return manifest
 
 
-def _build(path: str | Path, manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> ImageModel:
+def _build(path: str | Path | UPath, manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> ImageModel:
     try:
         config = config_class("library.models", manifest["model"]["kind"]).model_validate(manifest["model"])
         model = cast(ModelConfig, config).build()
@@ -233,7 +252,7 @@ def _build(path: str | Path, manifest: Mapping[str, Any], files: Mapping[str, by
     return _as_loaded(model)
 
 
-def _tensors(path: str | Path, name: str, files: Mapping[str, bytes]) -> dict[str, Tensor]:
+def _tensors(path: str | Path | UPath, name: str, files: Mapping[str, bytes]) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(files[name])
     except SafetensorError as error:
@@ -268,12 +287,18 @@ def _input_contract(model: ImageModel) -> dict[str, Any]:
     }
 
 
+_SCALES: dict[OutputGain, str] = {
+    "absolute": "absolute scale",
+    "arbitrary": "at an arbitrary gain: brightness is to be taken from the input, once for the whole image",
+}
+
+
 def _card(manifest: Mapping[str, Any]) -> str:
     metrics = "\n".join(f"| {name} | {value:.4g} |" for name, value in manifest["metrics"].items())
     return (
         f"# {manifest['name']}\n\n"
         f"A {manifest['model']['kind']} denoiser trained by Stillgrain: {manifest['input']['channels']} channels in, "
-        f"{manifest['output']['space']} out, absolute scale.\n"
+        f"{manifest['output']['space']} out, {_SCALES[manifest['output']['gain']]}.\n"
         f"{manifest['num_parameters']:,} parameters, {manifest['macs_per_pixel']:,.0f} multiply-accumulates per pixel."
         f"\n\nValidation after {manifest['step']} steps, on scenes not trained on:\n\n"
         f"| metric | value |\n|---|---|\n{metrics}\n\n"

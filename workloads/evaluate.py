@@ -33,7 +33,7 @@ from library.files.atomic import whole_file
 from library.files.exr import read_exr
 from library.files.picture import write_png
 from library.files.raw import RAW_SUFFIXES, RawImage, read_raw
-from library.inference.classical import BASELINES, Baseline, best_classical
+from library.inference.classical import BASELINES, Baseline, best_classical, check_available
 from library.inference.denoise import denoise_raw
 from library.inference.engine import DEFAULT_TILE, SMALLEST_TILE, Engine, Precision
 from library.metrics import compare_camera_rgb
@@ -54,8 +54,13 @@ METHODS = {
     "bilateral": "bilateral",
     "wavelet": "wavelet BayesShrink",
     "nlm": "non-local means",
+    "bm3d": "BM3D",
     "denoised": "this bundle",
 }
+
+
+_OPTIONAL = {"bm3d"}
+"""Baselines that are packages of their own."""
 
 
 class Config(Frozen):
@@ -69,7 +74,7 @@ class Config(Frozen):
     output: Location
     """Folder for numbers and pictures."""
     baselines: tuple[Baseline, ...] = BASELINES
-    """Classical denoisers to compare with."""
+    """Classical denoisers to compare with; also bm3d, where its package is installed."""
     crop: int = Field(default=256, gt=160, multiple_of=2)
     """Pixels a side of the centre crop that is compared; the network is given the whole raw, the others this crop."""
     precision: Precision = "fp32"
@@ -161,8 +166,9 @@ def format_metric(name: str, value: float) -> str:
 def run(config: Config) -> Evaluation:
     """Compare on every raw, with actors, and write the results; a raw that cannot be compared is named in them.
 
-    raises  BundleError, DataError before any raw is read
+    raises  BundleError, DataError before any raw is read; ConfigError for a baseline that is not installed
     """
+    check_available(config.baselines)
     bundle = load_bundle(config.bundle)
     names = _pairs(Path(config.raws), Path(config.truth))
     settings = config.model_dump(mode="json")
@@ -188,7 +194,7 @@ def run(config: Config) -> Evaluation:
         {"name": bundle.name, "digest": bundle.digest},
         dict(sorted(images.items())),
         dict(sorted(failures.items())),
-        library_versions() | {"scikit-image": version("scikit-image")},
+        library_versions() | {name: version(name) for name in ["scikit-image", *_OPTIONAL & {*config.baselines}]},
     )
     evaluation.write()
     return evaluation

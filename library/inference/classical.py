@@ -8,9 +8,11 @@ against the truth, for each picture and metric anew. Nobody can do that in pract
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,11 +20,13 @@ from skimage.filters import gaussian
 from skimage.restoration import denoise_bilateral, denoise_nl_means
 from torch import Tensor
 
+from library.errors import ConfigError
 from library.metrics import compare_camera_rgb
 from library.ops.transfer import root_decode, root_encode
 
-Baseline = Literal["gaussian", "bilateral", "wavelet", "nlm"]
-BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+Baseline = Literal["gaussian", "bilateral", "wavelet", "nlm", "bm3d"]
+BASELINES: tuple[Baseline, ...] = ("gaussian", "bilateral", "wavelet", "nlm")
+"""Those that are always here. `bm3d` is when its package is, which everybody must install for themselves."""
 
 Parameters = dict[str, float]
 """Empty: the noisy picture as it is."""
@@ -40,6 +44,21 @@ class Best:
     """(1, 3, H, W) camera RGB at the best developed `psnr`."""
 
 
+def check_available(methods: Sequence[Baseline]) -> None:
+    """Whether each of these methods can run here.
+
+    raises  ConfigError when `bm3d` is among them and its package is not installed, saying what that asks of a user
+    """
+    # Its licence allows non-commercial use only, which nothing here may depend on.
+    if "bm3d" in methods and importlib.util.find_spec("bm3d") is None:
+        raise ConfigError(
+            "baseline 'bm3d' needs the package bm3d, which is not part of stillgrain: its licence (Tampere University) "
+            "allows non-commercial use only, and asks to name its authors beside results. If that suits you, "
+            "`pip install bm3d` in the environment of every worker; otherwise leave bm3d out of the baselines: "
+            f"{', '.join(BASELINES)}"
+        )
+
+
 def best_classical(
     noisy: Tensor, truth: Tensor, mask: Tensor, xyz_to_camera: Tensor, *, methods: Sequence[Baseline] = BASELINES
 ) -> dict[Baseline, Best]:
@@ -48,7 +67,9 @@ def best_classical(
     noisy, truth   (1, 3, H, W) camera RGB at absolute scale, not equal, sides of more than 160 px
     mask           (1, 1, H, W), 1 where a pixel counts, as some must
     xyz_to_camera  (1, 3, 3)
+    raises         ConfigError for a method that `check_available` refuses
     """
+    check_available(methods)
     stabilized = root_encode(noisy.float())
     error = (stabilized - root_encode(truth.float()))[mask.expand_as(noisy) > 0]
     noise = float(error.square().mean().sqrt())
@@ -92,6 +113,12 @@ def _nlm(planes: np.ndarray, noise: float, *, strength: float, patch: float) -> 
     return denoise_nl_means(
         planes, patch_size=int(patch), patch_distance=9, h=strength * noise, fast_mode=True, channel_axis=0
     )
+
+
+def _bm3d(planes: np.ndarray, noise: float, *, strength: float) -> np.ndarray:
+    """Collaborative filtering (Dabov, Foi, Katkovnik and Egiazarian 2007), by the authors' own program."""
+    pixels = np.moveaxis(planes, 0, -1).astype(np.float64)
+    return np.moveaxis(importlib.import_module("bm3d").bm3d_rgb(pixels, strength * noise), -1, 0)
 
 
 # An orthonormal basis: luminance and two colour differences, of which the eye and the scene have less detail.
@@ -141,10 +168,12 @@ _FILTERS: dict[Baseline, Callable[..., np.ndarray]] = {
     "bilateral": _bilateral,
     "wavelet": _wavelet,
     "nlm": _nlm,
+    "bm3d": _bm3d,
 }
 _GRIDS: dict[Baseline, list[Parameters]] = {
     "gaussian": [{"sigma": sigma} for sigma in (0.5, 0.7, 1.0, 1.4, 2.0, 2.8)],
     "bilateral": [{"strength": s, "sigma": sigma} for s in (0.5, 0.7, 1.0, 1.4) for sigma in (1.5, 3.0)],
     "wavelet": [{"strength": s} for s in (1.0, 1.4, 1.7, 2.0, 2.4, 2.8, 3.4)],
     "nlm": [{"strength": s, "patch": patch} for s in (0.7, 0.85, 1.0, 1.2, 1.5) for patch in (3, 5)],
+    "bm3d": [{"strength": s} for s in (0.7, 0.85, 1.0, 1.2, 1.5, 1.8)],
 }

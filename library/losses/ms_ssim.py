@@ -20,26 +20,18 @@ class Config(LossConfig):
         return MS_SSIM_SMALLEST_SIDE
 
     def build(self) -> MSSSIM:
-        return MSSSIM(self)
+        return MSSSIM()
 
 
 class MSSSIM(nn.Module):
     """1 - MS-SSIM over the valid pixels: see `forward`."""
 
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-
     def forward(self, output: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        """Mean over images of (1 - MS-SSIM) / valid fraction; unweighted.
+        """Mean over images of 1 - MS-SSIM, which says how masked pixels are left out; unweighted.
 
-        Pixels that do not count are set to the target, where they are perfect and add nothing; dividing by the valid
-        fraction makes up for their share of the mean.
-
-        output, target  (N, 3, H, W), range about [0, 1], below 0 is legal; H and W at least 161
+        output, target  (N, 3, H, W), range about [0, 1], below 0 is legal; H and W at least 161; at pixels that do not
+                        count anything is legal, NaN too
         mask            (N, 1, H, W), 1 where a pixel counts, 0 where not
-        returns         scalar, float32
+        returns         scalar, float32; an image without a valid pixel counts as 0, NaN when a pixel that counts is NaN
         """
-        valid_fraction = mask.mean(dim=(1, 2, 3))
-        loss = 1 - ms_ssim(target + (output - target) * mask, target)
-        return (loss / valid_fraction.clamp_min(1 / mask[0].numel())).mean()
+        return (1 - ms_ssim(output, target, mask)).mean()

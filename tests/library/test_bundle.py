@@ -4,14 +4,14 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from library.bundle import load_bundle, pack_bundle, write_bundle
+from library.bundle import OutputGain, load_bundle, pack_bundle, write_bundle
 from library.errors import BundleError
 from library.models import nafnet
 
@@ -60,6 +60,29 @@ def test_it_says_what_a_consumer_must_know(small_bundle: Path) -> None:
     assert manifest["output"] == {"channels": 3, "space": "camera_rgb", "scale": 2, "gain": "absolute"}
     assert manifest["geometry"]["halo"] % manifest["geometry"]["lattice"] == 0
     assert manifest.keys() >= {"levels", "metrics", "versions", "git_commit", "data_digest", "num_parameters"}
+
+
+def test_it_says_whose_brightness_the_output_has_in_the_manifest_and_on_the_card(tmp_path: Path) -> None:
+    model = nafnet.Config(width=4).build()
+    loaded = {}
+    for gain in get_args(OutputGain):
+        folder = tmp_path / gain
+        write_bundle(folder, model, name="b", training={}, data_digest="d", metrics={}, step=1, gain=gain)
+        loaded[gain] = load_bundle(folder)
+        assert loaded[gain].gain == loaded[gain].manifest["output"]["gain"] == gain
+        assert f"camera_rgb out, {'absolute' if gain == 'absolute' else 'at an arbitrary'}" in (
+            folder / "README.md"
+        ).read_text(encoding="utf-8")
+    # The golden tiles are the network's own output, whatever is made of it.
+    golden = [(tmp_path / gain / "golden.safetensors").read_bytes() for gain in loaded]
+    assert golden[0] == golden[1]
+    assert loaded["absolute"].digest != loaded["arbitrary"].digest
+
+
+def test_a_gain_that_is_unknown_here_is_refused(bundle: Path) -> None:
+    output = json.loads((bundle / "manifest.json").read_text())["output"] | {"gain": "white_at_203_nits"}
+    with pytest.raises(BundleError, match="output gain of 'white_at_203_nits', and this stillgrain knows absolute and"):
+        load_bundle(resealed(bundle, output=output))
 
 
 def test_the_same_content_has_the_same_digest_and_other_weights_another(tmp_path: Path) -> None:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 from collections.abc import Iterator
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
+from library.errors import ConfigError
 from library.inference import classical
-from library.inference.classical import BASELINES, Baseline, Best, best_classical
+from library.inference.classical import BASELINES, Baseline, Best, best_classical, check_available
 from library.metrics import compare_camera_rgb
 from library.ops.noise import add_poisson_gaussian
 
@@ -59,6 +63,34 @@ def test_the_picture_is_the_one_of_the_best_developed_psnr(found: dict[Baseline,
     measured = compare_camera_rgb(best.picture, smooth_scene(), torch.ones(1, 1, SIDE, SIDE), MATRIX)
     assert measured["psnr"] == best.metrics["psnr"]
     assert all(measured[name] <= best.metrics[name] for name in measured)
+
+
+bm3d_is_installed = importlib.util.find_spec("bm3d") is not None
+
+
+@pytest.mark.skipif(bm3d_is_installed, reason="bm3d is installed here, so that nobody has to be told how to get it")
+def test_bm3d_is_refused_where_it_is_not_installed_with_its_licence_before_anything_is_filtered(noisy: torch.Tensor):
+    mask = torch.ones(1, 1, SIDE, SIDE)
+    with pytest.raises(ConfigError, match=r"'bm3d' needs the package bm3d.*non-commercial use only.*pip install bm3d"):
+        best_classical(noisy, smooth_scene(), mask, MATRIX, methods=["nlm", "bm3d"])
+    with pytest.raises(ConfigError, match=r"leave bm3d out of the baselines: gaussian, bilateral, wavelet, nlm"):
+        check_available(["bm3d"])
+
+
+@pytest.mark.skipif(
+    not bm3d_is_installed, reason="needs the package bm3d, which is licensed for non-commercial use only"
+)
+def test_bm3d_denoises_better_than_a_gaussian(noisy: torch.Tensor, found: dict[Baseline, Best]):
+    mask = torch.ones(1, 1, SIDE, SIDE)
+    best = best_classical(noisy, smooth_scene(), mask, MATRIX, methods=["bm3d"])["bm3d"]
+    assert all(best.metrics[name] > found["gaussian"].metrics[name] for name in best.metrics)
+
+
+def test_bm3d_is_never_asked_for_by_default_nor_required_by_this_package():
+    assert set(get_args(Baseline)) - set(BASELINES) == {"bm3d"}
+    check_available(BASELINES)
+    declared = importlib.metadata.requires("stillgrain") or []
+    assert not [requirement for requirement in declared if requirement.startswith(("bm3d", "bm4d"))]
 
 
 def test_on_fine_texture_under_little_noise_doing_nothing_can_be_best():

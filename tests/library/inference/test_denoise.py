@@ -11,13 +11,14 @@ import tifffile
 import torch
 from PIL import Image
 
-from library.bundle import load_bundle
+from library.bundle import load_bundle, write_bundle
 from library.errors import ImageFileError
 from library.files.exr import read_exr
 from library.files.raw import RawImage, read_raw
 from library.inference.denoise import ENCODERS, Format, Written, denoise_file, denoise_raw, upright
 from library.inference.develop import develop_file, develop_raw
 from library.inference.engine import Engine
+from library.models import unet
 from library.ops.cfa import sample_cfa
 from library.ops.develop import camera_rgb_to_balanced_lin_rec2020
 
@@ -146,6 +147,26 @@ def test_a_camera_without_colour_matrix_and_white_balance_still_gives_files(
         samples = encoder.encode(torch.full((3, 4, 6), 0.5), 0, 0)
         encoder.write(tmp_path / f"{name}{cls.suffix}", samples)
         assert (tmp_path / f"{name}{cls.suffix}").stat().st_size > 100
+
+
+def test_a_file_is_the_same_whatever_arbitrary_gain_its_network_has(raw_dng: Path, tmp_path: Path) -> None:
+    digests = {}
+    for factor in (1.0, 8.0):
+        torch.manual_seed(0)
+        model = unet.Config(funit=4).build()
+        with torch.no_grad():
+            for parameter in model.head.parameters():
+                if parameter.ndim == 1:
+                    parameter.fill_(0.3)  # bright enough on the whole
+                parameter.mul_(factor)
+        folder = tmp_path / f"bundle{factor}"
+        write_bundle(folder, model, name="b", training={}, data_digest="d", metrics={}, step=1, gain="arbitrary")
+        # The file names the bundle that made it, so its pixels are what can be the same.
+        outputs: dict[Format, Path] = {"dng": tmp_path / f"{factor}.dng", "png": tmp_path / f"{factor}.png"}
+        denoise_file(raw_dng, outputs, Engine(load_bundle(folder)))
+        with rawpy.imread(str(outputs["dng"])) as dng, Image.open(outputs["png"]) as png:
+            digests[factor] = (dng.raw_image.tobytes(), np.asarray(png).tobytes())
+    assert digests[1.0] == digests[8.0]
 
 
 def test_a_real_raw_goes_to_dng_and_exr(shared_data: Path, engine: Engine, tmp_path: Path) -> None:

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from library.bundle import Bundle, load_bundle, write_bundle
-from library.errors import BundleError, ConfigError
+from library.bundle import Bundle, OutputGain, load_bundle, write_bundle
+from library.errors import BundleError, ConfigError, RawFileError
 from library.files.raw import RawImage, read_raw
 from library.inference.denoise import denoise_raw
 from library.inference.engine import Engine
 from library.inference.verify import verify_tiling
 from library.models import nafnet, unet
 from library.models.blocks.image_model import ModelConfig
-from library.ops.cfa import BAYER_PHASES, mirror_pad, pack_cfa, pad_to_rggb
+from library.ops.cfa import BAYER_PHASES, mirror_pad, pack_cfa, pad_to_rggb, sample_cfa
 from library.ops.demosaic import demosaic_bilinear
 from library.ops.levels import normalize_levels
 
@@ -156,3 +156,92 @@ def test_an_rgb_denoiser_is_refused_for_raws(tmp_path: Path) -> None:
 def test_a_tile_so_small_that_rounding_would_depend_on_it_is_refused(bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="tile is 64, but must be at least 96"):
         Engine(bundle, tile=64)
+
+
+# --- brightness of an output at an arbitrary gain ---------------------------------------------------------------------
+
+
+def at_gain(factor: float, gain: OutputGain, folder: Path) -> Bundle:
+    """A U-Net, which has no link from its input around its head, with its head and so its output times a factor."""
+    torch.manual_seed(0)
+    model = unet.Config(funit=8).build()
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(0.3)  # bright enough on the whole
+            parameter.mul_(factor)
+    write_bundle(folder / gain, model, name="test", training={}, data_digest="none", metrics={}, step=1, gain=gain)
+    return load_bundle(folder / gain)
+
+
+def mosaic_mean(mosaic: np.ndarray, unclipped: np.ndarray) -> float:
+    return float(mosaic[unclipped].mean(dtype=np.float64))
+
+
+@pytest.mark.parametrize("cfa", BAYER_PHASES)
+def test_an_arbitrary_gain_becomes_that_of_the_raw_by_one_factor_for_the_image(
+    raw: RawImage, mosaic: np.ndarray, tmp_path: Path, cfa: str
+) -> None:
+    mosaic = np.where(mosaic > 9000, np.uint16(16383), mosaic)[:231, :243]
+    image = raw_of(mosaic, raw, cfa)
+    own = denoise_raw(image, Engine(at_gain(5.0, "absolute", tmp_path), tile=96))
+    matched = denoise_raw(image, Engine(at_gain(5.0, "arbitrary", tmp_path), tile=96))
+    unclipped = mosaic < 16383
+    assert 0.2 < unclipped.mean() < 0.9
+    sampled = sample_cfa(torch.from_numpy(own).permute(2, 0, 1), cfa).numpy()
+    linear = (mosaic - 512.0) / (16383 - 512)
+    factor = mosaic_mean(linear, unclipped) / mosaic_mean(sampled, unclipped)
+    assert factor < 0.9
+    np.testing.assert_allclose(matched, own * factor, rtol=1e-5)
+    again = sample_cfa(torch.from_numpy(matched).permute(2, 0, 1), cfa).numpy()
+    assert mosaic_mean(again, unclipped) == pytest.approx(mosaic_mean(linear, unclipped), rel=1e-6)
+
+
+def test_a_network_that_is_brighter_by_any_factor_gives_the_same_picture(
+    raw: RawImage, mosaic: np.ndarray, tmp_path: Path
+) -> None:
+    image = raw_of(mosaic[:90, :120], raw, "GRBG")
+    pictures = {}
+    for factor in (1.0, 4.0, 0.01):
+        pictures[factor] = denoise_raw(image, Engine(at_gain(factor, "arbitrary", tmp_path), tile=96))
+    np.testing.assert_array_equal(pictures[4.0], pictures[1.0])  # a power of two rounds nothing
+    np.testing.assert_allclose(pictures[0.01], pictures[1.0], rtol=1e-4, atol=1e-6)
+    # And where the output is taken as it is, it is brighter.
+    plain = [denoise_raw(image, Engine(at_gain(f, "absolute", tmp_path), tile=96)) for f in (1.0, 4.0)]
+    np.testing.assert_array_equal(plain[1], 4 * plain[0])
+
+
+def test_tiles_change_no_bit_of_a_picture_whose_gain_is_the_raws(
+    raw: RawImage, mosaic: np.ndarray, tmp_path: Path
+) -> None:
+    """A gain for each tile made seams; here the shading of the raw would give each tile another."""
+    shaded = (512 + (mosaic - 512.0) * np.linspace(0.05, 1, mosaic.shape[1])).astype(np.uint16)
+    image = raw_of(shaded, raw, "BGGR")
+    bundle = at_gain(3.0, "arbitrary", tmp_path)
+    whole = denoise_raw(image, Engine(bundle, tile=512))
+    for tile in (96, 128):
+        np.testing.assert_array_equal(denoise_raw(image, Engine(bundle, tile=tile)), whole)
+
+
+def test_photosites_that_clip_do_not_decide_the_brightness(raw: RawImage, mosaic: np.ndarray, tmp_path: Path) -> None:
+    """A camera that clips below the decoder's white level says so, by CFA site."""
+    bundle, mosaic = at_gain(2.0, "arbitrary", tmp_path), mosaic[:131, :153]
+    camera_white = np.array([[9000.0, 8000.0], [8000.0, 7000.0]])
+    image = replace(raw_of(mosaic, raw, "GRBG"), camera_white_level=camera_white)
+    matched = torch.from_numpy(denoise_raw(image, Engine(bundle))).permute(2, 0, 1)
+    level = np.tile(camera_white, (66, 77))[:131, :153]
+    unclipped = mosaic < level
+    assert 0.2 < unclipped.mean() < 0.8
+    expected = mosaic_mean((mosaic - 512.0) / (16383 - 512), unclipped)
+    assert mosaic_mean(sample_cfa(matched, "GRBG").numpy(), unclipped) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("level", [16383, 512, 400])
+def test_a_raw_without_brightness_is_refused_by_a_bundle_that_needs_it(
+    raw: RawImage, tmp_path: Path, level: int
+) -> None:
+    """All clipped, black, or below black."""
+    image = raw_of(np.full((40, 40), level, np.uint16), raw)
+    with pytest.raises(RawFileError, match="has no brightness that this bundle's output could take"):
+        denoise_raw(image, Engine(at_gain(1.0, "arbitrary", tmp_path)))
+    assert np.isfinite(denoise_raw(image, Engine(at_gain(1.0, "absolute", tmp_path)))).all()
