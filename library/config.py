@@ -30,6 +30,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+from upath import UPath
 
 from library.errors import ConfigError
 
@@ -186,17 +187,19 @@ for _yaml in (_Loader, _Dumper):
     )
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def load(path: str | Path | UPath, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A YAML file with `key=value` words laid over it: plain data, not yet validated.
 
-    path       YAML holding one mapping
+    path       of YAML holding one mapping; a UPath may be a URI, a text is a path on this machine
     overrides  words such as `optim.lr=1e-4` or `losses.ms_ssim.weight=0.2`; the value is read as YAML
     raises     ConfigError for a missing file, bad YAML, or a word that cannot be applied
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = (Path(path) if isinstance(path, str) else path).read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
+        # Stores of other machines raise the same errors, without the operating system's words for them.
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(f"{path}: cannot be read ({reason}); give the path of a YAML file") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not a text file; give the path of a YAML file") from None
     data = _parse(text, str(path))
@@ -208,23 +211,42 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def override(data: Mapping[str, Any], word: str) -> dict[str, Any]:
     """`data` with one dotted `key=value` word applied; the original is left as it was."""
     dotted, separator, text = word.partition("=")
-    keys = dotted.split(".")
-    if not separator or not all(keys):
+    if not separator or not all(dotted.split(".")):
         raise ConfigError(f"'{word}': an override reads key=value, for example optim.lr=1e-4")
-    value = _parse(text, f"'{word}'")
+    return replaced(data, dotted, _parse(text, f"'{word}'"))
 
-    def replaced(level: Any, position: int) -> Any:
+
+def replaced(data: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    """`data` with the value of one dotted key exchanged; the original is left as it was.
+
+    raises  ConfigError when the key leads through something that has no keys
+    """
+    keys = dotted.split(".")
+
+    def level_with(level: Any, position: int) -> Any:
         if position == len(keys):
             return value
         if level is not None and not isinstance(level, Mapping):
             raise ConfigError(
-                f"'{word}': '{'.'.join(keys[:position])}' is {_named(level)}, which has no key '{keys[position]}'"
+                f"'{dotted}': '{'.'.join(keys[:position])}' is {_named(level)}, which has no key '{keys[position]}'"
             )
         below = dict(level or {})
-        below[keys[position]] = replaced(below.get(keys[position]), position + 1)
+        below[keys[position]] = level_with(below.get(keys[position]), position + 1)
         return below
 
-    return replaced(data, 0)
+    return level_with(data, 0)
+
+
+def dotted(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's values by their dotted keys, as command-line words name them: {"optim.lr": 1e-4}. Lists are values, and
+    so are empty mappings. `replaced`, key by key, gives the config back."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= {f"{key}.{below}": leaf for below, leaf in dotted(value).items()}
+        else:
+            flat[str(key)] = value
+    return flat
 
 
 def to_yaml(config: BaseModel) -> str:

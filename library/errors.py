@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from upath import UPath
+
 
 class StillgrainError(Exception):
     """Base of all errors that a user can fix."""
@@ -27,7 +29,7 @@ class ConfigError(StillgrainError, ValueError):
 class _FileError(StillgrainError):
     """An error about one file: `path`, `reason`, and both in the message."""
 
-    def __init__(self, path: str | Path, reason: str) -> None:
+    def __init__(self, path: str | Path | UPath, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = str(path)
         self.reason = reason

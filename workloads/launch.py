@@ -1,7 +1,7 @@
 """A training run from its config to its folder: guards the folder, prepares the data, runs the workers, follows their
 progress.
 
-<storage>/<name>/   run.yaml  metrics.jsonl  tensorboard/  checkpoints  bundle/  images/  report.html
+<storage>/<name>/   run.yaml  metrics.jsonl  checkpoints/  bundle/  images/  skipped/  report.html
 """
 
 from __future__ import annotations
@@ -10,22 +10,27 @@ import difflib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
+from upath import UPath
 
+from library.bundle import load_bundle
 from library.config import Location, to_yaml
 from library.errors import ConfigError
 from library.files.atomic import whole_file
+from library.files.places import place
+from library.models.blocks.image_model import ImageModel
+from library.training.checkpoint import checkpoints, read_progress
 from library.training.loop import TrainingConfig
 from library.training.recorder import Recorder, read_metrics
 from library.training.world import World
 from workloads import progress, ray_train, report
 from workloads.ray_session import ray_session
 
-# Where the work is done does not change what is computed, so a run may go on elsewhere.
-_MAY_CHANGE = {"scaling"}
+# Where the work is done, who watches it and what people say of it does not change what is computed.
+_MAY_CHANGE = {"scaling", "loggers", "tags", "notes"}
 # Where Ray unpacks `--working-dir`, below its session's folder.
 _JOB_COPY = "working_dir_files"
 
@@ -37,29 +42,28 @@ class LaunchConfig(TrainingConfig):
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The run's folder below storage. The same name goes on with the same run."""
     storage: Location = "runs"
-    """Folder that holds the runs; every node must see it at the same path."""
+    """Folder that holds the runs, which every node sees at the same path; or a URI such as s3://bucket/runs."""
+    start_from: Location | None = None
+    """A bundle, or the folder of a run that has one: its weights are the initial ones. For fine-tuning, and for ladders
+    of loss weights, each rung starting from its neighbour."""
     scaling: ray_train.Scaling = ray_train.Scaling()
+    tags: tuple[str, ...] = ()
+    """Words to find the run by: `stillgrain runs list --tag good`."""
+    notes: str = ""
+    """What a person should know about this run."""
 
     @property
-    def run_folder(self) -> Path:
-        return Path(self.storage) / self.name
-
-    @field_validator("storage")
-    @classmethod
-    def _storage_is_a_path(cls, storage: str) -> str:
-        if "://" in storage:
-            raise ValueError(
-                f"'{storage}' is a URI, and runs can only be kept in a folder so far: give a path that every node sees"
-            )
-        return storage
+    def run_folder(self) -> UPath:
+        return place(self.storage) / self.name
 
     @model_validator(mode="after")
     def _workers_share_the_batch(self) -> LaunchConfig:
-        if self.batch_size % max(1, self.scaling.workers):
-            raise ValueError(
-                f"batch_size is {self.batch_size}, which {self.scaling.workers} workers cannot share equally: "
-                "make batch_size a multiple of scaling.workers"
-            )
+        for stage in self.stages:
+            if stage.batch_size < self.scaling.most_workers:
+                raise ValueError(
+                    f"batch_size is {stage.batch_size}, too few for {self.scaling.most_workers} workers to have an "
+                    "image each: raise batch_size, or lower scaling.workers"
+                )
         return self
 
 
@@ -67,17 +71,20 @@ class LaunchConfig(TrainingConfig):
 class RunResult:
     """A finished run."""
 
-    folder: Path
-    bundle: Path
+    folder: UPath
+    bundle: UPath
     """The best weights, with their manifest."""
     metrics: dict[str, float]
     """Of the last validation, with their split: `val/psnr`."""
+    stopped: str | None = None
+    """Why it ended before its last step."""
     exit_code: int = 0
 
     def __str__(self) -> str:
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        ended = f"stopped early ({self.stopped})" if self.stopped else "trained"
         lines = [
-            f"{self.folder}: trained; {metrics}",
+            f"{self.folder}: {ended}; {metrics}",
             f"bundle: {self.bundle}",
             f"report: {self.folder / 'report.html'}",
         ]
@@ -86,41 +93,72 @@ class RunResult:
         return "\n".join(lines)
 
 
-def launch(config: LaunchConfig, prepare: Callable[[], Path]) -> RunResult:
+def launch(config: LaunchConfig, prepare: Callable[[], UPath]) -> RunResult:
     """Run a training to its end, or go on with one that was interrupted; a finished run is left as it is.
 
     prepare  makes what the workers read, and returns its path
-    raises   ConfigError when the run's folder belongs to another config; whatever user error stops a worker
+    raises   ConfigError when the run's folder belongs to another config, or start_from to another model; whatever user
+             error stops a worker
     """
     claim(config)
-    with progress.follow(config.run_folder, config.steps):
-        job = {"config": config.model_dump(mode="json"), "prepared": str(prepare())}
-        if config.scaling.workers == 0:
-            run_worker(job, Recorder(config.run_folder), World())
-        else:
-            with ray_session():
-                ray_train.run_workers(run_worker, job, config.scaling, config.run_folder)
-    report.write_run_report(config.run_folder)
-    lines = [line for line in read_metrics(config.run_folder) if line["split"] == "val"]
-    metrics = {f"val/{line['name']}": line["value"] for line in lines if line["step"] == config.steps}
-    return RunResult(config.run_folder, config.run_folder / "bundle", metrics)
+    folder = config.run_folder
+    if not _has_ended(config):
+        (folder / "report.html").unlink(missing_ok=True)
+        with progress.follow(folder, config.total_steps):
+            job = {"config": config.model_dump(mode="json"), "prepared": str(prepare())}
+            if config.scaling.workers == 0:
+                run_worker(job, World())
+            else:
+                with ray_session():
+                    ray_train.run_workers(run_worker, job, config.scaling)
+    if not (folder / "report.html").exists():
+        report.write_run_report(folder)
+    lines = [line for line in read_metrics(folder) if line["split"] == "val"]
+    metrics = {f"val/{line['name']}": line["value"] for line in lines if line["step"] == lines[-1]["step"]}
+    return RunResult(folder, folder / "bundle", metrics, read_progress(checkpoints(folder)[-1]).stopped)
 
 
-def run_worker(job: dict, recorder: Recorder, world: World) -> None:
+def run_worker(job: dict[str, Any], world: World) -> None:
     """What each worker does: the same config is validated again here, and the workload's own `train` called."""
     workload = importlib.import_module(f"workloads.{job['config']['workload']}")
-    workload.train(workload.Config.model_validate(job["config"]), job["prepared"], recorder, world)
+    config: LaunchConfig = workload.Config.model_validate(job["config"])
+    loggers = [
+        logger.build(config.run_folder, config.name, job["config"]) for logger in config.loggers.values() if world.leads
+    ]
+    recorder = Recorder(config.run_folder, leads=world.leads, loggers=loggers)
+    workload.train(config, job["prepared"], recorder, world)
+
+
+def initial_weights(config: LaunchConfig, model: ImageModel) -> None:
+    """Give a fresh model the weights that `start_from` names.
+
+    raises  ConfigError when they are another model's; BundleError when there is none
+    """
+    assert config.start_from is not None
+    path = place(config.start_from)
+    bundle = load_bundle(path / "bundle" if (path / "run.yaml").exists() else path)
+    asked, there = (model_config.model_dump(mode="json") for model_config in (model.config, bundle.model.config))
+    if asked != there:
+        differing = [
+            f"model.{key} is {asked.get(key)!r} here and {there.get(key)!r} there"
+            for key in sorted(asked.keys() | there.keys())
+            if asked.get(key) != there.get(key)
+        ]
+        raise ConfigError(f"start_from: {path} is another model: {'; '.join(differing)}")
+    model.load_state_dict(bundle.model.state_dict())
 
 
 def claim(config: LaunchConfig) -> None:
     """Write the resolved config beside what the run will produce, or check that the folder is this run's.
 
+    Tags and notes that were added there stay.
+
     raises  ConfigError showing the difference when it is another's
     """
     file = config.run_folder / "run.yaml"
-    resolved = to_yaml(config)
     if file.exists():
-        ours, theirs = (_comparable(text) for text in (resolved, file.read_text(encoding="utf-8")))
+        there = yaml.safe_load(file.read_text(encoding="utf-8"))
+        ours, theirs = (_comparable(data) for data in (yaml.safe_load(to_yaml(config)), there))
         if ours != theirs:
             difference = "\n".join(
                 line
@@ -129,12 +167,22 @@ def claim(config: LaunchConfig) -> None:
             )
             raise ConfigError(
                 f"name: the run '{config.name}' in {config.storage} has another config:\n{difference}\n"
-                "give this one another name=..., or delete that folder"
+                "give this one another name=..., or remove that run: stillgrain runs clean"
             )
+        tags = dict.fromkeys((*there.get("tags", ()), *config.tags))
+        config = config.model_copy(update={"tags": tuple(tags), "notes": config.notes or there.get("notes", "")})
     with whole_file(file) as temporary:
-        temporary.write_text(resolved, encoding="utf-8")
+        temporary.write_text(to_yaml(config), encoding="utf-8")
 
 
-def _comparable(text: str) -> list[str]:
-    settings = {key: value for key, value in yaml.safe_load(text).items() if key not in _MAY_CHANGE}
+def _comparable(data: dict[str, Any]) -> list[str]:
+    settings = {key: value for key, value in data.items() if key not in _MAY_CHANGE}
     return yaml.safe_dump(settings, sort_keys=False).splitlines()
+
+
+def _has_ended(config: LaunchConfig) -> bool:
+    latest = next(reversed(checkpoints(config.run_folder)), None)
+    if latest is None:
+        return False
+    state = read_progress(latest)
+    return state.stopped is not None or state.step >= config.total_steps

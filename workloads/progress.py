@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TypeVar
 
 import rich.progress
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from upath import UPath
 
+from library.files.places import is_local
 from library.training.recorder import read_metrics
 
 T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def follow(run_folder: Path, steps: int) -> Iterator[None]:
+def follow(run_folder: UPath, steps: int) -> Iterator[None]:
     """Show step, loss and validation of the run in `run_folder` until the block ends; nothing when output is not a
     terminal."""
     console = Console(stderr=True)
@@ -37,7 +38,7 @@ def follow(run_folder: Path, steps: int) -> Iterator[None]:
         done = threading.Event()
 
         def watch() -> None:
-            while not done.wait(0.5):
+            while not done.wait(0.5 if is_local(run_folder) else 10):
                 latest = {f"{entry['split']}/{entry['name']}": entry for entry in read_metrics(run_folder)}
                 if "train/loss" in latest:
                     shown = [

@@ -27,6 +27,7 @@ from library.files.atomic import whole_file
 from library.files.dng import write_cfa_dng
 from library.files.exr import write_exr
 from library.files.metadata import ImageMetadata
+from library.files.places import place
 from library.ops.cfa import BAYER_PHASES, sample_cfa
 from library.ops.levels import denormalize_levels, quantize
 from library.ops.noise import add_poisson_gaussian
@@ -78,7 +79,7 @@ def run(config: Config) -> Suite:
     output = Path(config.output)
     _claim(config)
     dataset = cast(synthetic.Config, config.dataset)
-    scenes = dataset.open(dataset.prepare(Path(config.storage) / "stores"), config.seed)
+    scenes = dataset.open(dataset.prepare(place(config.storage) / "stores"), config.seed)
     suite = {
         f"{scenes.store.names[scene]}_{number}": (scene, number, BAYER_PHASES[(position + number) % len(BAYER_PHASES)])
         for position, scene in enumerate(scenes.validation_scenes)

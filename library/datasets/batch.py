@@ -28,6 +28,14 @@ class Batch:
         """One batch of several, in order."""
         return cls(**{f.name: torch.cat([getattr(item, f.name) for item in items]) for f in fields(cls)})
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields by name, contiguous, as they are written to a file."""
+        return {f.name: getattr(self, f.name).contiguous() for f in fields(self)}
+
+    def pinned(self) -> Batch:
+        """The same batch in page-locked memory, from which a GPU copies while it computes."""
+        return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; images in channels_last, which the networks run in."""
 

@@ -16,11 +16,10 @@ _SHUFFLE, _TRAINING, _VALIDATION, _LAYERS = range(4)
 
 
 def slots_of(rank: int, world_size: int, batch_size: int) -> range:
-    """The slots of a global batch that worker `rank` of `world_size` computes; `batch_size` is a multiple of
-    `world_size`."""
-    per_worker, rest = divmod(batch_size, world_size)
-    assert rest == 0, f"a batch of {batch_size} cannot be shared by {world_size} workers"
-    return range(rank * per_worker, (rank + 1) * per_worker)
+    """The slots of a global batch that worker `rank` of `world_size` computes: shares differ by one slot at most, and
+    no worker has none (`world_size` is not more than `batch_size`)."""
+    assert world_size <= batch_size, f"a batch of {batch_size} cannot be shared by {world_size} workers"
+    return range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
 
 def scene_at(seed: int, step: int, slot: int, *, batch_size: int, num_scenes: int) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from upath import UPath
 
 from library.errors import DataError
 from library.files.atomic import whole_folder
@@ -56,12 +57,12 @@ class SceneStore:
             )
 
     @staticmethod
-    def create(folder: str | Path, scenes: Iterable[Scene], digest: str) -> None:
+    def create(folder: str | Path | UPath, scenes: Iterable[Scene], digest: str) -> None:
         """Write a store, whole or not at all.
 
         digest  names the content: of the sources, and of how the scenes were made of them
         """
-        with whole_folder(folder) as temporary:
+        with whole_folder(folder, last=_INDEX) as temporary:
             entries = []
             for number, scene in enumerate(scenes):
                 scale = min(max(1.0, float(scene.rgb.max())), _BRIGHTEST)

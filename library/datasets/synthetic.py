@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from pydantic import Field
+from upath import UPath
 
 from library.config import Component, Location
 from library.datasets import order, samples
@@ -26,6 +27,7 @@ from library.datasets.store import Scene, SceneStore
 from library.errors import DataError, RawFileError
 from library.files.headless import sidecar_path
 from library.files.picture import read_image
+from library.files.places import local_copy, place
 from library.files.raw import read_raw
 from library.ops.cfa import pack_cfa, sample_cfa
 from library.ops.color import lin_rec2020_to_lin_srgb, lin_srgb_to_camera_rgb
@@ -63,7 +65,7 @@ class Config(Component):
         """Channels of a noisy sample: packed R, G1, G2, B."""
         return 4
 
-    def prepare(self, folder: str | Path) -> Path:
+    def prepare(self, folder: str | Path | UPath) -> UPath:
         """Build the scene store under `folder`, or find the one made of the same sources. Returns its path.
 
         raises  DataError naming the folder or file that cannot be used
@@ -73,14 +75,14 @@ class Config(Component):
         else:
             files = _scene_files(self.scenes)
             digest, scenes = _digest(Path(self.scenes), files), _read_scenes(Path(self.scenes), files)
-        store = Path(folder) / f"scenes-{hashlib.sha256(f'{_STORE_VERSION} {digest}'.encode()).hexdigest()[:16]}"
+        store = place(folder) / f"scenes-{hashlib.sha256(f'{_STORE_VERSION} {digest}'.encode()).hexdigest()[:16]}"
         if not store.exists():
             SceneStore.create(store, scenes, digest)
         return store
 
-    def open(self, store: str | Path, seed: int) -> Synthetic:
-        """The data set over a prepared store."""
-        return Synthetic(self, SceneStore(store), seed)
+    def open(self, store: str | Path | UPath, seed: int) -> Synthetic:
+        """The data set over a prepared store; one in an object store is copied to this machine first."""
+        return Synthetic(self, SceneStore(local_copy(place(store))), seed)
 
 
 class Synthetic:

@@ -1,81 +1,134 @@
-"""Where a run's numbers and states go: `metrics.jsonl`, TensorBoard, and checkpoint folders that appear whole or not at
-all."""
+"""Where a run's numbers and states go: `metrics.jsonl`, loggers, and checkpoints that appear whole or not at all.
+
+The run folder may be a URI. Everything a restart needs is in it, so workers share nothing else.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Mapping
+import platform
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
+from upath import UPath
 
+from library.errors import StillgrainError
 from library.files.atomic import whole_file, whole_folder
+from library.files.places import is_local, place, remove_folder
+from library.training.checkpoint import STATE_FILE, checkpoints
+from library.training.loggers import Logger
 
 METRICS_FILE = "metrics.jsonl"
-_CHECKPOINTS_KEPT = 2
+_WRITER_FILE = "writer.json"
 
 
 class Recorder:
-    """Records a run in its folder. Only the worker that leads calls `log`; all workers call `commit`.
+    """Records a run in its folder. Only the worker that leads calls `log`; all workers call `start` and `commit`.
 
-    run_folder  where everything goes; absolute
+    run_folder  where everything goes; absolute, or a URI
     leads       whether this worker writes
+    loggers     get every value too
     """
 
-    def __init__(self, run_folder: str | Path, *, leads: bool = True) -> None:
-        self.run_folder = Path(run_folder)
+    def __init__(self, run_folder: str | Path | UPath, *, leads: bool = True, loggers: Sequence[Logger] = ()) -> None:
+        self.run_folder = place(run_folder)
         self.leads = leads
-        self._tensorboard: SummaryWriter | None = None
+        self._loggers = loggers
+        self._token = secrets.token_hex(8)
+        self._unsent: list[str] = []
+        """Lines of `metrics.jsonl` for an object store, which cannot append: sent whole at each commit."""
 
-    def latest_checkpoint(self) -> Path | None:
+    def latest_checkpoint(self) -> UPath | None:
         """The newest committed checkpoint's folder."""
-        return max((self.run_folder / "checkpoints").glob("step-*"), default=None)
+        return next(reversed(checkpoints(self.run_folder)), None)
 
     def start(self, step: int) -> None:
-        """Begin at `step` updates: forget what was recorded later than that, which will be recorded again."""
+        """Begin at `step` updates: forget what was recorded later than that, which will be recorded again.
+
+        From now on this process is the one that writes; another that still does finds out at its next line, and stops.
+        """
         if not self.leads:
             return
-        self.run_folder.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_metrics(self.run_folder) if line["step"] <= step]
+        writer = {"token": self._token, "host": platform.node(), "process": os.getpid()}
+        with whole_file(self.run_folder / _WRITER_FILE) as temporary:
+            temporary.write_text(json.dumps(writer), encoding="utf-8")
+        kept = [json.dumps(line) + "\n" for line in read_metrics(self.run_folder) if line["step"] <= step]
         with whole_file(self.run_folder / METRICS_FILE) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        self._tensorboard = SummaryWriter(self.run_folder / "tensorboard", purge_step=step + 1)
+            temporary.write_text("".join(kept), encoding="utf-8")
+        self._unsent = kept
+        for logger in self._loggers:
+            logger.start(step)
 
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Append one line a value to `metrics.jsonl` and to TensorBoard."""
-        with open(self.run_folder / METRICS_FILE, "a", encoding="utf-8") as file:
-            for name, value in metrics.items():
-                file.write(json.dumps({"step": step, "split": split, "name": name, "value": float(value)}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        assert self._tensorboard is not None, "start() comes first"
-        for name, value in metrics.items():
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        """Append one line a value to `metrics.jsonl`, and tell the loggers.
 
-    def commit(self, step: int, metrics: Mapping[str, float], write: Callable[[Path], None]) -> None:
+        raises  StillgrainError when another process has started to write this run
+        """
+        self._check_that_this_run_is_ours()
+        lines = [
+            json.dumps({"step": step, "split": split, "name": name, "value": float(value)}) + "\n"
+            for name, value in metrics.items()
+        ]
+        file = self.run_folder / METRICS_FILE
+        if is_local(file):
+            with open(file, "a", encoding="utf-8") as target:
+                target.writelines(lines)
+                target.flush()
+                os.fsync(target.fileno())
+        else:
+            self._unsent += lines
+        for logger in self._loggers:
+            logger.log(step, split, metrics)
+
+    def commit(
+        self,
+        step: int,
+        write: Callable[[Path], None],
+        *,
+        num_last: int = 2,
+        keep: Collection[int] = (),
+    ) -> None:
         """Make the state after `step` updates the one that a restart goes on from.
 
-        metrics  the latest values, plain floats, with their split (`val/psnr`)
-        write    writes the checkpoint's files into the folder it is given
+        write     writes the checkpoint's files into the folder it is given, the one that vouches for the others last
+        num_last  how many of the newest checkpoints stay, this one among them
+        keep      steps whose checkpoints stay too
         """
-        folder = self.run_folder / "checkpoints"
-        with whole_folder(folder / f"step-{step:08d}") as temporary:
+        if not self.leads:
+            return
+        self._check_that_this_run_is_ours()
+        file = self.run_folder / METRICS_FILE
+        if not is_local(file):
+            with whole_file(file) as temporary:
+                temporary.write_text("".join(self._unsent), encoding="utf-8")
+        with whole_folder(self.run_folder / "checkpoints" / f"step-{step:08d}", last=STATE_FILE) as temporary:
             write(temporary)
-        for old in sorted(folder.glob("step-*"))[:-_CHECKPOINTS_KEPT]:
-            shutil.rmtree(old)
+        for old in checkpoints(self.run_folder)[:-num_last]:
+            if int(old.name.removeprefix("step-")) not in keep:
+                remove_folder(old)
+        for logger in self._loggers:
+            logger.flush()
 
     def close(self) -> None:
         """Flush what is buffered."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        for logger in self._loggers:
+            logger.close()
+
+    def _check_that_this_run_is_ours(self) -> None:
+        writer = json.loads((self.run_folder / _WRITER_FILE).read_text(encoding="utf-8"))
+        if writer["token"] != self._token:
+            raise StillgrainError(
+                f"{self.run_folder}: process {writer['process']} on {writer['host']} has started to write this run, so "
+                "this one stops; start a run of the same name only once, or give it another name"
+            )
 
 
-def read_metrics(run_folder: str | Path) -> list[dict]:
+def read_metrics(run_folder: str | Path | UPath) -> list[dict]:
     """The lines of `metrics.jsonl`: step, split, name, value. A last line cut short by a kill is left out."""
     try:
-        text = (Path(run_folder) / METRICS_FILE).read_text(encoding="utf-8")
+        text = (place(run_folder) / METRICS_FILE).read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,10 @@ def _as_it_is(model: nn.Module) -> nn.Module:
     return model
 
 
+def _to_nobody(step: int, metrics: Mapping[str, float]) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class World:
     """One worker's place among `size`. The default is a run in one process, on the CPU."""
@@ -25,6 +28,8 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     wrap: Callable[[nn.Module], nn.Module] = _as_it_is
     """Makes a model average its gradients over the workers."""
+    report: Callable[[int, Mapping[str, float]], None] = _to_nobody
+    """Tells whoever started the workers the metrics of a validation. All workers call it."""
 
     @property
     def leads(self) -> bool:
@@ -38,8 +43,3 @@ class World:
         values: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(values, value)
         return values
-
-    def mean(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The mean over workers, name by name. All workers must call it."""
-        every = self.gather(dict(values))
-        return {name: math.fsum(v[name] for v in every) / self.size for name in values}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from library.config import Frozen, Location, kinds, load, mapping_of, one_of, override, to_yaml, validate
+from library.config import Frozen, Location, kinds, load, mapping_of, one_of, override, replaced, to_yaml, validate
 from library.errors import ConfigError
 
 
@@ -143,6 +143,37 @@ def test_a_word_that_names_no_key_or_value_is_refused_with_an_example(word: str)
 def test_a_word_below_a_value_names_that_value():
     with pytest.raises(ConfigError, match=r"'steps' is int '10', which has no key 'lr'"):
         override({"steps": 10}, "steps.lr=1")
+
+
+JSON = st.recursive(
+    st.none() | st.integers() | st.text("ab", max_size=2),
+    lambda below: st.lists(below, max_size=2) | st.dictionaries(keys, below, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(keys, JSON, max_size=3), st.lists(keys, min_size=1, max_size=3), JSON)
+def test_an_exchanged_value_is_there_and_nothing_else_has_changed(data: dict, path: list[str], value: object):
+    """Taken whole, without reading it as YAML, and the original is left as it was."""
+    before = json.dumps(data)
+    try:
+        changed = replaced(data, ".".join(path), value)
+    except ConfigError as error:
+        assert "which has no key" in str(error)  # noqa: PT017  (whether it raises depends on the data)
+        assert json.dumps(data) == before
+        return
+    assert json.dumps(data) == before
+    ours, theirs = changed, data
+    for key in path:
+        assert {k: v for k, v in ours.items() if k != key} == {k: v for k, v in theirs.items() if k != key}
+        ours, theirs = ours[key], theirs.get(key) or {}
+    assert ours == value
+
+
+def test_a_word_is_an_exchange_of_the_value_that_it_spells():
+    data = {"optim": {"lr": 1.0, "schedule": None}}
+    assert override(data, "optim.lr=1e-4") == replaced(data, "optim.lr", 1e-4)
+    assert replaced(data, "optim.schedule.kind", "1e-4") == {"optim": {"lr": 1.0, "schedule": {"kind": "1e-4"}}}
 
 
 # --- validation -------------------------------------------------------------------------------------------------------

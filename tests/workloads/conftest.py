@@ -6,13 +6,35 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+import boto3
 import pytest
 import ray
+from moto.server import ThreadedMotoServer
+
+BUCKET = "stillgrain"
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[str]:
-    """One Ray of four logical CPUs for all tests here; gives its address."""
+def s3() -> Iterator[str]:
+    """A bucket in an S3 on this machine's loopback; gives its URI. Credentials lie in the environment, as they do on a
+    node."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # which would report every request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        yield f"s3://{BUCKET}"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3: str) -> Iterator[str]:
+    """One Ray of four logical CPUs for all tests here, whose workers know the S3; gives its address."""
     # Ray's sockets lie in this folder, and a socket's path holds at most 107 bytes: pytest's own folders are too deep.
     folder = tempfile.mkdtemp(prefix="sg-", dir="/tmp")
     with pytest.MonkeyPatch.context() as patch:

@@ -1,0 +1,69 @@
+"""Where files lie: a folder on this machine or a URI that fsspec knows (`s3://bucket/runs`), behind one kind of path.
+
+A `UPath` of a local folder is a `pathlib.Path`; of a URI it has the same methods. Credentials and endpoints come from
+each store's own environment (`AWS_...`), never from a config.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TypeGuard
+
+from upath import UPath
+
+from library.errors import ConfigError
+
+
+def place(location: str | Path | UPath) -> UPath:
+    """A path from a config's text.
+
+    raises  ConfigError for a URI whose protocol is unknown or needs a package that is not installed
+    """
+    if isinstance(location, UPath) or "://" not in str(location):
+        return UPath(location)
+    try:
+        # Other processes write there too, so nothing that was listed earlier is believed.
+        path = UPath(location, use_listings_cache=False)
+        path.fs  # noqa: B018  (made on first use)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"storage '{location}' cannot be used: {error}; for S3 install 'stillgrain[s3]', or give a folder"
+        ) from None
+    return path
+
+
+def is_local(path: str | Path | UPath) -> TypeGuard[Path]:
+    """Whether a path lies in this machine's own file system."""
+    return isinstance(path, Path)
+
+
+def local_copy(folder: UPath) -> Path:
+    """A folder that never changes, in this machine's own file system: itself, or a copy kept in the user's cache.
+
+    folder   its path names its content, so that a copy made once is right for ever
+    """
+    if is_local(folder):
+        return folder
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "stillgrain"
+    copy = cache / f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}"
+    if not copy.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".", suffix=".tmp", ignore_cleanup_errors=True) as temporary:
+            folder.fs.get(folder.path, f"{temporary}/copy", recursive=True)
+            # Another worker of this machine may have been quicker; then its copy stays, which may be in use.
+            with contextlib.suppress(OSError):
+                Path(temporary, "copy").rename(copy)
+    return copy
+
+
+def remove_folder(path: UPath) -> None:
+    """Delete a folder with all that is in it; one that is not there is no error."""
+    if is_local(path):
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.exists():
+        path.fs.rm(path.path, recursive=True)
