@@ -27,6 +27,10 @@ app = typer.Typer(
 )
 bundle_app = typer.Typer(no_args_is_help=True, help="Look at, check or zip a bundle: a trained model as a folder.")
 app.add_typer(bundle_app, name="bundle")
+runs_app = typer.Typer(
+    no_args_is_help=True, help="Look after training runs: list, compare, tag them, free the space they take."
+)
+app.add_typer(runs_app, name="runs")
 
 Words = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Words laid over the file: `optim.lr=1e-4`.")
@@ -45,6 +49,10 @@ PrecisionOption = Annotated[
     Literal["fp32", "bf16"],
     typer.Option(help="Of the network. fp32 is exact; bf16 is faster where the processor has it."),
 ]
+StorageOption = Annotated[
+    str, typer.Option("--storage", "-s", metavar="STORAGE", help="Folder that holds the runs, or its URI.")
+]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Its name in the storage, or the path of its folder.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 
 
@@ -204,6 +212,118 @@ def bundle_pack(bundle: Path, archive: Path) -> None:
     typer.echo(f"{archive}: packed")
 
 
+@runs_app.command("list", epilog="Example: `stillgrain runs list --tag paper --sort val/ms_ssim`")
+def runs_list(
+    storage: StorageOption = "runs",
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="WORD", help="Only runs that have it; may be repeated.")
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="METRIC", help="Best first: val/psnr. Left out, the newest comes first.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False,
+) -> None:
+    """List the runs: how far, how good, when a value was last recorded. A run that is broken is listed as such."""
+    from workloads.runs.find import find_runs, select
+    from workloads.runs.show import runs_table
+
+    runs = select(find_runs(storage), tags=tags or (), sort=sort)
+    if as_json:
+        typer.echo(json.dumps([run.to_json() for run in runs], indent=2, ensure_ascii=False))
+    else:
+        _print_table(runs_table(runs, sort))
+
+
+@runs_app.command("show", epilog="Example: `stillgrain runs show demo`")
+def runs_show(
+    run: RunName,
+    storage: StorageOption = "runs",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, with the config.")] = False,
+) -> None:
+    """Show one run: status, best and last values with their curves, checkpoints, bundle, tags, notes."""
+    from workloads.runs.find import find_run
+    from workloads.runs.show import describe, overview
+
+    found = find_run(storage, run)
+    if as_json:
+        typer.echo(json.dumps(describe(found), indent=2, ensure_ascii=False, default=str))
+    else:
+        _print_table(overview(found))
+
+
+@runs_app.command("compare", epilog="Example: `stillgrain runs compare demo wider --output compare.html`")
+def runs_compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Two or more: names, or paths of folders.")],
+    storage: StorageOption = "runs",
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="Also a page with the curves, as HTML.")
+    ] = None,
+) -> None:
+    """Show how runs differ, in their settings and in what came of them: at each one's best step and at its last."""
+    from workloads.runs.compare import compare, comparison_tables
+
+    comparison = compare(storage, runs)
+    _print_table(comparison_tables(comparison))
+    if output is not None:
+        from workloads.runs.page import write_comparison
+
+        typer.echo(write_comparison(comparison, output))
+
+
+@runs_app.command(
+    "clean", epilog="Example: `stillgrain runs clean`, and when that is what should go, `stillgrain runs clean --yes`"
+)
+def runs_clean(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN...]", help="Left out, every run in the storage.")
+    ] = None,
+    storage: StorageOption = "runs",
+    keep_last: Annotated[
+        int, typer.Option(metavar="N", help="Newest checkpoints of each run that stay; with 0 only its bundle does.")
+    ] = 0,
+    whole: Annotated[bool, typer.Option("--all", help="Remove the named runs altogether, whatever they are.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; otherwise only say what would be removed.")] = False,
+) -> None:
+    """Free space: what killed writers left, and the checkpoints of runs that have ended.
+
+    Their bundles, numbers and pictures stay, and so does all of a run that may still go on."""
+    from workloads.runs.clean import clean
+
+    typer.echo(clean(storage, runs or (), keep_last=keep_last, whole=whole, confirmed=yes))
+
+
+@runs_app.command("tag", epilog="Example: `stillgrain runs tag demo paper --remove draft`")
+def runs_tag(
+    run: RunName,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[WORD...]", help="Tags to add.")] = None,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--remove",
+            metavar="WORD",
+            help="Tag to take away; may be repeated. One that the config names is back when the run goes on.",
+        ),
+    ] = None,
+    storage: StorageOption = "runs",
+) -> None:
+    """Add tags to a run, and take some away. They are kept in its run.yaml; prints those it then has."""
+    from workloads.runs.labels import tag
+
+    typer.echo(" ".join(tag(storage, run, words or (), remove or ()).tags))
+
+
+@runs_app.command("note", epilog='Example: `stillgrain runs note demo "first with the new noise model"`')
+def runs_note(
+    run: RunName,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="In place of the notes before.")],
+    storage: StorageOption = "runs",
+) -> None:
+    """Write a run's notes, which are kept in its run.yaml."""
+    from workloads.runs.labels import note
+
+    typer.echo(note(storage, run, text).notes)
+
+
 def main() -> None:
     """Run the command. A user's error is one message and exit code 2; its traceback only with --debug."""
     words = sys.argv[1:]
@@ -224,6 +344,14 @@ def _print_facts(facts: dict[str, Any]) -> None:
     width = max(len(key) for key in facts)
     for key, value in facts.items():
         typer.echo(f"{key:<{width}}  {json.dumps(value) if isinstance(value, (list, dict)) else value}")
+
+
+def _print_table(renderable: Any) -> None:
+    """On a terminal as wide as that is; elsewhere so wide that lines are not broken."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    (console if console.is_terminal else Console(highlight=False, width=240)).print(renderable)
 
 
 def _busy(what: str) -> contextlib.AbstractContextManager[Any]:

@@ -238,8 +238,11 @@ def replaced(data: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]
 
 
 def dotted(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config's values by their dotted keys, as command-line words name them: {"optim.lr": 1e-4}. Lists are values, and
-    so are empty mappings. `replaced`, key by key, gives the config back."""
+    """A config's values by their dotted keys, as command-line words name them: {"optim.lr": 1e-4}. `replaced` of each
+    gives the config back.
+
+    Lists and empty mappings are values.
+    """
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:

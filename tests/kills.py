@@ -63,13 +63,10 @@ class Nodes:
         """One more worker node. Only on the main thread, since Ray sets a signal handler."""
         self.cluster.add_node(num_cpus=1)
 
-    def kill(self, node_id: str) -> bool:
+    def kill(self, node_id: str) -> None:
         """Lose a worker node at once, with all that runs on it."""
-        for node in list(self.cluster.worker_nodes):
-            if node.node_id == node_id:
-                self.cluster.remove_node(node, allow_graceful=False)
-                return True
-        return False
+        (node,) = (node for node in self.cluster.worker_nodes if node.node_id == node_id)
+        self.cluster.remove_node(node, allow_graceful=False)
 
     def workers(self) -> list[Any]:
         """The training workers that are alive: pid and node_id."""
@@ -162,6 +159,16 @@ class Driver:
         self.end()
         self.process = self._start()
 
+    def __enter__(self) -> Driver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
     @property
     def step(self) -> int:
         """Of the newest line that the run has recorded."""
@@ -171,7 +178,7 @@ class Driver:
         """Until the run has come so far. False when it has ended instead."""
         deadline = time.monotonic() + timeout
         while self.step < step:
-            if self.process.poll() is not None:
+            if not self.is_running:
                 return False
             assert time.monotonic() < deadline, f"no step {step} within {timeout} s:\n{self.log.read_text()[-3000:]}"
             time.sleep(0.01)
@@ -186,27 +193,25 @@ class Driver:
 def kill_at_random(driver: Driver, nodes: Nodes, rng: random.Random, num_kills: int) -> list[str]:
     """Kill `num_kills` of `TARGETS` in random order at random steps; returns what was killed, and when."""
     targets = rng.sample(TARGETS, min(num_kills, len(TARGETS)))
-    steps = sorted(rng.sample(range(1, STEPS - 5), len(targets)))
+    steps = sorted(rng.sample(range(1, STEPS - 25), len(targets)))
     killed = []
     for step, target in zip(steps, targets, strict=True):
         if not driver.wait_for_step(step):
             break
         time.sleep(rng.uniform(0, 0.3))  # so that it may fall into a validation, a commit, or the start of another step
+        workers = nodes.workers()
+        while target != "driver" and not workers and driver.is_running:
+            workers = nodes.workers()  # those of the last kill are just being replaced
         where = driver.step
         if target == "driver":
             driver.kill()
+        elif target == "node":
+            nodes.kill(rng.choice(workers).node_id)
+            nodes.add()
         else:
-            workers = nodes.workers()
-            if not workers:
-                continue
-            chosen = workers if target == "all workers" else [rng.choice(workers)]
-            if target == "node":
-                if nodes.kill(chosen[0].node_id):
-                    nodes.add()
-            else:
-                for worker in chosen:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(worker.pid, signal.SIGKILL)
+            for worker in workers if target == "all workers" else [rng.choice(workers)]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGKILL)
         killed.append(f"{target} at step {where}")
     return killed
 

@@ -22,6 +22,10 @@ from library.errors import ConfigError, StillgrainError
 from library.training.world import World
 
 
+_MOST_WAITS = 1000
+"""Half a minute each: lost nodes may take hours to be replaced, and a request that no node can meet must end some day."""
+
+
 class Scaling(Frozen):
     """How many workers share a run, and what each gets. Changes nothing of what is computed but rounding."""
 
@@ -77,7 +81,7 @@ def run_workers(function: WorkerFunction, job: dict[str, Any], scaling: Scaling)
             run_config=ray.train.RunConfig(
                 name="run",
                 storage_path=folder,
-                failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=10),
+                failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=_MOST_WAITS),
                 callbacks=[_EndAtUserErrors()],
             ),
         )

@@ -5,30 +5,28 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
+from upath import UPath
 
 from library.errors import DataError
-from library.files.atomic import whole_file
+from library.files.places import place
 from library.inference.ledger import Entry, Ledger
 from library.training.recorder import read_metrics
+from workloads.charts import AXIS, add_legend, add_line, data_uri, new_axes, svg
 from workloads.evaluate import METHODS, METRICS, Evaluation, format_metric
+from workloads.templates import write_page
 
 _DOMAINS = (
     "PSNR and MS-SSIM, developed: sRGB primaries and curve, clipped to [0, 1], peak 1. PSNR, linear: linear Rec.2020, "
     "unclipped, peak 1, the sensor's white. Pixels whose truth saturates do not count."
 )
-_INK, _ACCENT, _SECOND, _LINE = "#1f2428", "#1c6570", "#b5651d", "#d5d9dc"
+_ACCENT, _SECOND = "#1c6570", "#b5651d"
 _LARGEST_PICTURE = 256
 _LARGEST_TABLE = 200
 
@@ -53,12 +51,12 @@ def read_steps(path: str | Path) -> list[Step]:
 
 
 def write_run_report(
-    run_folder: str | Path,
+    run_folder: str | Path | UPath,
     *,
     evaluation: str | Path | None = None,
     archives: Sequence[str | Path] = (),
     steps: Sequence[Step] = (),
-) -> Path:
+) -> UPath:
     """Write `report.html` of a run, whole or not at all, and return its path. What the folder lacks is left out.
 
     run_folder  of a training run: run.yaml, metrics.jsonl, bundle/manifest.json, images/
@@ -67,11 +65,13 @@ def write_run_report(
     steps       the commands that led here, to be shown
     raises      DataError for an evaluation or a ledger that cannot be read
     """
-    folder = Path(run_folder)
+    folder = place(run_folder)
     manifest = _json(folder / "bundle" / "manifest.json")
     metrics = read_metrics(folder)
     config = folder / "run.yaml"
-    page = _template().render(
+    return write_page(
+        folder / "report.html",
+        "report.html.j2",
         title=folder.name,
         summary=_summary(manifest, metrics),
         tiles=_tiles(manifest),
@@ -84,21 +84,9 @@ def write_run_report(
         config=config.read_text(encoding="utf-8") if config.exists() else None,
         domains=_DOMAINS,
     )
-    report = folder / "report.html"
-    with whole_file(report) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return report
 
 
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html.j2")
-
-
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: UPath) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
@@ -151,9 +139,10 @@ def _model_facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _validation_scenes(images: Path) -> list[dict[str, Any]]:
+def _validation_scenes(images: UPath) -> list[dict[str, Any]]:
     roles = {"noisy": "Noisy (Malvar demosaic)", "denoised": "Denoised", "truth": "Truth"}
-    names = sorted(file.name.removesuffix("_denoised.png") for file in images.glob("*_denoised.png"))
+    files = images.iterdir() if images.is_dir() else ()
+    names = sorted(f.name.removesuffix("_denoised.png") for f in files if f.name.endswith("_denoised.png"))
     return [
         {
             "name": name,
@@ -189,33 +178,14 @@ def _curves(metrics: Sequence[Mapping[str, Any]], best_step: int | None) -> list
 
 
 def _chart(label: str, lines: Mapping[str, list[tuple[int, float]]], best_step: int | None) -> str:
-    figure = Figure(figsize=(4.6, 3.1), layout="constrained")
-    axes: Axes = figure.add_subplot()
+    axes = new_axes(label)
     for (legend, points), color in zip(lines.items(), (_ACCENT, _SECOND), strict=False):
-        steps, values = zip(*points, strict=True)
-        axes.plot(
-            steps,
-            values,
-            color=color,
-            linewidth=1.6,
-            label=legend,
-            marker="o" if len(points) < 30 else None,
-            markersize=3,
-        )
+        add_line(axes, points, legend, color=color)
     if best_step is not None:
-        axes.axvline(best_step, color="#8b949a", linewidth=0.9, linestyle=(0, (4, 3)), label="published")
-        axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+        axes.axvline(best_step, color=AXIS, linewidth=0.9, linestyle=(0, (4, 3)), label="published")
+        add_legend(axes)
     axes.set_xlim(0, max(step for points in lines.values() for step, _ in points) * 1.03)
-    axes.set_xlabel("step (optimizer updates)", color=_INK)
-    axes.set_ylabel(label, color=_INK)
-    axes.grid(axis="y", color=_LINE, linewidth=0.6)
-    axes.tick_params(colors=_INK, labelsize=9, length=3, width=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#8b949a")
-    content = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "stillgrain"}):  # or each page would name its paths anew, at random
-        figure.savefig(content, format="svg", metadata={"Date": None})
-    return _data_uri("image/svg+xml", content.getvalue())
+    return svg(axes)
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
@@ -318,19 +288,15 @@ def _archive(folder: Path) -> dict[str, Any]:
 # --- pieces -----------------------------------------------------------------------------------------------------------
 
 
-def _picture(path: Path, role: str, label: str, note: str = "") -> dict[str, str]:
+def _picture(path: Path | UPath, role: str, label: str, note: str = "") -> dict[str, str]:
     """A PNG, cut to its centre when it is larger than what shows at full size."""
-    with Image.open(path) as image:
+    with path.open("rb") as file, Image.open(file) as image:
         width, height = image.size
         side_x, side_y = min(width, _LARGEST_PICTURE), min(height, _LARGEST_PICTURE)
         left, top = (width - side_x) // 2, (height - side_y) // 2
         content = io.BytesIO()
         image.crop((left, top, left + side_x, top + side_y)).save(content, format="PNG", optimize=True)
-    return {"source": _data_uri("image/png", content.getvalue()), "role": role, "label": label, "note": note}
-
-
-def _data_uri(mime: str, content: bytes) -> str:
-    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+    return {"source": data_uri("image/png", content.getvalue()), "role": role, "label": label, "note": note}
 
 
 def _duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -10,8 +11,21 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from upath import UPath
 
-from library.config import Frozen, Location, kinds, load, mapping_of, one_of, override, replaced, to_yaml, validate
+from library.config import (
+    Frozen,
+    Location,
+    dotted,
+    kinds,
+    load,
+    mapping_of,
+    one_of,
+    override,
+    replaced,
+    to_yaml,
+    validate,
+)
 from library.errors import ConfigError
 
 
@@ -99,6 +113,21 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path):
         load(tmp_path / "picture.yaml")
 
 
+def test_a_file_elsewhere_is_read_as_one_here(tmp_path: Path):
+    elsewhere = UPath(f"memory:/{tmp_path}/run.yaml")
+    with pytest.raises(ConfigError, match=r"run\.yaml: cannot be read \(FileNotFoundError\); give the path"):
+        load(elsewhere)
+    elsewhere.write_bytes(b"optim: {lr: 1e-4}\n")
+    assert load(elsewhere, ["steps=2"]) == load(write(tmp_path, "optim: {lr: 1e-4}"), ["steps=2"])
+    elsewhere.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not a text file"):
+        load(elsewhere)
+
+
+def test_a_path_may_be_text(tmp_path: Path):
+    assert load(str(write(tmp_path, "steps: 1"))) == {"steps": 1}
+
+
 def test_a_word_makes_a_new_mapping_and_leaves_the_old_one():
     old = {"optim": {"lr": 1.0}, "losses": {"l1": {"weight": 1.0}}}
     before = json.dumps(old)
@@ -168,6 +197,13 @@ def test_an_exchanged_value_is_there_and_nothing_else_has_changed(data: dict, pa
         assert {k: v for k, v in ours.items() if k != key} == {k: v for k, v in theirs.items() if k != key}
         ours, theirs = ours[key], theirs.get(key) or {}
     assert ours == value
+
+
+@given(st.dictionaries(keys, JSON, max_size=3))
+def test_dotted_keys_name_every_value_once_so_that_exchanging_each_gives_the_config_back(data: dict):
+    flat = dotted(data)
+    assert not any(isinstance(value, dict) and value for value in flat.values())
+    assert functools.reduce(lambda config, key: replaced(config, key, flat[key]), flat, {}) == data
 
 
 def test_a_word_is_an_exchange_of_the_value_that_it_spells():

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 from upath import UPath
 
+from library.config import validate
+from library.training.recorder import read_metrics
 from tests.kills import Driver, Nodes, cluster_of, differences, kill_at_random, run_config
+from workloads import denoise
+from workloads.run import run
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +25,10 @@ def nodes() -> Iterator[Nodes]:
 
 @pytest.fixture(scope="module")
 def undisturbed(nodes: Nodes, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, UPath]:
-    """The same run left alone, on one worker and on two."""
-    storages = {workers: tmp_path_factory.mktemp(f"undisturbed-{workers}") for workers in (1, 2)}
-    return {
-        workers: Driver(run_config(scenes, storage, workers), nodes.address).finish()
-        for workers, storage in storages.items()
-    }
+    """The same run left alone: in this process, which gives the bits of one worker, and on two workers."""
+    alone = run(validate(denoise.Config, run_config(scenes, tmp_path_factory.mktemp("alone"), workers=0), "test"))
+    with Driver(run_config(scenes, tmp_path_factory.mktemp("two"), workers=2), nodes.address) as driver:
+        return {1: alone.folder, 2: driver.finish()}
 
 
 @pytest.mark.slow
@@ -35,7 +37,28 @@ def undisturbed(nodes: Nodes, scenes: Path, tmp_path_factory: pytest.TempPathFac
 def test_whatever_is_killed_the_run_ends_with_the_same_bits(
     workers: int, seed: int, nodes: Nodes, undisturbed: dict[int, UPath], scenes: Path, tmp_path: Path
 ) -> None:
-    driver = Driver(run_config(scenes, tmp_path, workers), nodes.address)
-    killed = kill_at_random(driver, nodes, random.Random(seed), num_kills=4)
-    assert len(killed) == 4, f"only {killed} were killed before the run ended"
-    assert differences(driver.finish(), undisturbed[workers]) == [], f"after {killed}"
+    with Driver(run_config(scenes, tmp_path, workers), nodes.address) as driver:
+        killed = kill_at_random(driver, nodes, random.Random(seed), num_kills=4)
+        assert len(killed) == 4, f"only {killed} were killed before the run ended"
+        assert differences(driver.finish(), undisturbed[workers]) == [], f"after {killed}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_elastic_run_goes_on_with_the_workers_that_are_left(
+    nodes: Nodes, undisturbed: dict[int, UPath], scenes: Path, tmp_path: Path
+) -> None:
+    """The same global batches whoever computes them: every reported number agrees to float rounding."""
+    scaling = {"workers": 2, "min_workers": 1, "max_failures": 100}
+    with Driver(run_config(scenes, tmp_path, 2, scaling=scaling), nodes.address) as driver:
+        assert driver.wait_for_step(20)
+        nodes.kill(nodes.workers()[0].node_id)
+        try:
+            assert driver.wait_for_step(60)
+            assert len(nodes.workers()) == 1
+        finally:
+            nodes.add()
+        ours, theirs = (read_metrics(folder) for folder in (driver.finish(), undisturbed[2]))
+    assert [(x["step"], x["name"]) for x in ours] == [(x["step"], x["name"]) for x in theirs]
+    for x, y in zip(ours, theirs, strict=True):
+        assert x["value"] == pytest.approx(y["value"], rel=1e-3), (x, y)

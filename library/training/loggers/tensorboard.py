@@ -60,7 +60,7 @@ def _writer_class() -> type[SummaryWriter]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ConfigError(
-            "loggers.tensorboard: TensorBoard is not installed here: pip install 'stillgrain[tensorboard]', or leave out "
-            "loggers.tensorboard"
+            "loggers.tensorboard: TensorBoard is not installed here: pip install 'stillgrain[tensorboard]', or leave "
+            "out loggers.tensorboard"
         ) from None
     return SummaryWriter

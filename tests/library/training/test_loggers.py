@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from library.config import Frozen, mapping_of, validate
 from library.errors import ConfigError
-from library.training.loggers import Logger, LoggerConfig, dotted, mlflow, tensorboard
+from library.training.loggers import Logger, LoggerConfig, mlflow, tensorboard
 from library.training.recorder import Recorder
 
 CONFIG = {"optim": {"lr": 1e-4, "betas": [0.9, 0.99]}, "notes": "", "losses": {}, "name": "run", "frozen": None}
@@ -81,17 +81,6 @@ def test_a_password_is_refused_since_a_config_is_shown_to_all_and_the_message_do
         validate(mlflow.Config, {"tracking_uri": "mlruns"}, "test")
 
 
-def test_dotted_keys_name_every_value_once():
-    assert dotted(CONFIG) == {
-        "optim.lr": 1e-4,
-        "optim.betas": [0.9, 0.99],
-        "notes": "",
-        "losses": {},
-        "name": "run",
-        "frozen": None,
-    }
-
-
 # --- TensorBoard ------------------------------------------------------------------------------------------------------
 
 
@@ -120,6 +109,16 @@ def test_tensorboard_may_have_one_folder_for_all_runs(run_folder: Path, tmp_path
     record(run_folder, tensorboard.Config(folder=str(tmp_path / "board")), 0, 2)
     assert events(tmp_path / "board" / "run").keys() == expected(2).keys()
     assert not (run_folder / "tensorboard").exists()
+
+
+def test_without_tensorboard_a_run_is_refused_before_it_starts_with_what_to_install(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ConfigError, match=r"not installed here: pip install 'stillgrain\[tensorboard\]', or leave"):
+        tensorboard.Config().build(run_folder, "run", CONFIG)
+    assert not run_folder.exists()
 
 
 # --- MLflow -----------------------------------------------------------------------------------------------------------
