@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from PIL import Image
 
 from library.bundle import write_bundle
 from library.files.dng import write_cfa_dng
 from library.files.metadata import ImageMetadata
 from library.models import nafnet
+from tests.scenes import paint_scenes
 
 # The same examples every time; how long one takes says more about the machine than about us.
 settings.register_profile("stillgrain", deadline=None, derandomize=True)
@@ -37,14 +37,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six small pictures with edges and gradients, to train on."""
-    folder = tmp_path_factory.mktemp("scenes")
-    rows, columns = np.mgrid[:176, :184] / 184
-    for number in range(6):
-        rng = np.random.default_rng(number)
-        waves = [np.sin(rng.uniform(5, 40) * rows + rng.uniform(5, 40) * columns) for _ in range(3)]
-        picture = 0.5 + 0.3 * np.stack(waves, axis=-1) + 0.2 * (rows + columns > 1)[..., None]
-        Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8)).save(folder / f"scene{number}.png")
-    return folder
+    return paint_scenes(tmp_path_factory.mktemp("scenes"))
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,7 @@ def cluster_of(num_nodes: int) -> Iterator[Nodes]:
     """`Nodes` for a block, with a token of its own and fast polling."""
     changes = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "6",
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
     }

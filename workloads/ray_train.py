@@ -8,6 +8,7 @@ once its controller has rewritten a snapshot, in place, and a controller that is
 from __future__ import annotations
 
 import importlib
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,9 +22,8 @@ from library.config import Frozen
 from library.errors import ConfigError, StillgrainError
 from library.training.world import World
 
-
 _MOST_WAITS = 1000
-"""Half a minute each: lost nodes may take hours to be replaced, and a request that no node can meet must end some day."""
+"""For workers to start, of up to a minute each: lost nodes may take hours to be replaced, but not for ever."""
 
 
 class Scaling(Frozen):
@@ -65,7 +65,11 @@ def run_workers(function: WorkerFunction, job: dict[str, Any], scaling: Scaling)
     raises    the worker's own error if a user can fix it, at once; ConfigError when the cluster is too small
     """
     _check_resources(scaling)
-    workers = scaling.workers if scaling.min_workers is None else (scaling.min_workers, scaling.workers)
+    workers: int | tuple[int, int] = scaling.workers
+    if scaling.min_workers is not None:
+        workers = (scaling.min_workers, scaling.workers)
+        # After a node is lost Ray still counts on it for some attempts, of a minute each unless told otherwise.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     # Ray wants a folder of its own, of which only the controller writes; nothing in it is needed again.
     with tempfile.TemporaryDirectory(prefix="stillgrain-ray-", ignore_cleanup_errors=True) as folder:
         trainer = ray.train.torch.TorchTrainer(
@@ -81,7 +85,9 @@ def run_workers(function: WorkerFunction, job: dict[str, Any], scaling: Scaling)
             run_config=ray.train.RunConfig(
                 name="run",
                 storage_path=folder,
-                failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=_MOST_WAITS),
+                failure_config=ray.train.FailureConfig(
+                    max_failures=scaling.max_failures, controller_failure_limit=_MOST_WAITS
+                ),
                 callbacks=[_EndAtUserErrors()],
             ),
         )

@@ -17,7 +17,7 @@ from library.errors import ConfigError, DataError
 from library.training.checkpoint import checkpoints
 from library.training.recorder import read_metrics
 from tests.kills import Driver
-from tests.workers import fail_as_a_user_can_mend, fail_as_code_does
+from tests.workers import fail_as_a_user_can_mend, fail_as_code_does, train_and_weigh
 from workloads import denoise, ray_train
 from workloads.run import run
 
@@ -173,3 +173,16 @@ def test_a_users_error_on_a_worker_comes_back_as_itself(ray_cluster: str, scenes
 def test_metrics_are_one_json_object_a_line(undisturbed: Path) -> None:
     for line in (undisturbed / "metrics.jsonl").read_text().splitlines():
         assert json.loads(line).keys() == {"step", "split", "name", "value"}
+
+
+@pytest.mark.slow
+def test_a_workers_memory_is_flat_over_two_thousand_steps(ray_cluster: str, scenes: Path, tmp_path: Path) -> None:
+    """Nothing of a step stays: no graph, no batch, no list of values. Checkpoints and validations are part of it."""
+    intervals = {"steps": 2000, "log_every": 50, "validate_every": 500, "checkpoint_every": 250, "batch_size": 2}
+    config = validate(denoise.Config, {**tiny(scenes, tmp_path, "run"), **intervals}, "test")
+    prepared = str(config.dataset.prepare(tmp_path / "stores"))
+    job = {"config": config.model_dump(mode="json"), "prepared": prepared}
+    ray_train.run_workers(train_and_weigh, job, config.scaling)
+    megabytes = json.loads((tmp_path / "run" / "megabytes.json").read_text())
+    assert len(megabytes) == 40
+    assert max(megabytes[20:]) - max(megabytes[10:20]) < 8, f"resident MiB every 50 steps: {megabytes}"
