@@ -1,9 +1,13 @@
-"""What the training benchmarks time: the demo's training in a bare torch loop, and as Stillgrain runs it."""
+"""What the training benchmarks time: the demo's training in a bare torch loop, and as Stillgrain runs it.
+
+Two things are compared by turns of ten steps, each waiting while the other works: a machine's speed drifts by more than what
+is looked for, within seconds.
+"""
 
 from __future__ import annotations
 
-import itertools
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +20,7 @@ from torch import nn
 from library.config import load, override, validate
 from library.datasets import synthetic
 from library.datasets.batch import Batch
+from library.files.atomic import whole_file
 from library.models.blocks.image_model import ModelConfig
 from library.training.objective import Objective
 from library.training.recorder import Recorder
@@ -23,15 +28,15 @@ from library.training.world import World
 from workloads import denoise, ray_train
 
 WINDOW = 10
-"""Steps that are timed together, and logged together."""
-CONFIG = Path(__file__).resolve().parents[2] / "workloads" / "configs" / "denoise_demo.yaml"
+"""Steps of one turn, which are logged together."""
+CONFIGS = Path(__file__).resolve().parents[2] / "workloads" / "configs"
 
 
-def training_config(storage: Path, name: str, steps: int, *words: str) -> denoise.Config:
-    """The demo's training, of so many steps, logged after each window, validated at the end alone."""
+def training_config(storage: Path, name: str, steps: int, *words: str, base: str = "denoise_demo") -> denoise.Config:
+    """A shipped training, of so many steps, logged after each window, validated at the end alone."""
     settings = [f"storage={storage}", f"name={name}", f"steps={steps}", f"log_every={WINDOW}"]
     settings += [f"validate_every={steps}", f"checkpoint_every={steps}", "num_pictures=0", "dataset.held_out=[coffee]"]
-    data = load(CONFIG)
+    data = load(CONFIGS / f"{base}.yaml")
     for word in (*settings, *words):
         data = override(data, word)
     return validate(denoise.Config, data, "benchmark")
@@ -40,24 +45,29 @@ def training_config(storage: Path, name: str, steps: int, *words: str) -> denois
 class Bare:
     """The same model, data, objective and optimizer in a loop of torch alone, with the next batch made in a thread."""
 
-    def __init__(self, config: denoise.Config, store: Path, *, channels_last: bool = True) -> None:
+    def __init__(self, config: denoise.Config, store: Path, *, channels_last: bool = True, threads: int = 1) -> None:
         torch.manual_seed(config.seed)
-        self.config = config
+        self.config, self.threads = config, threads
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = cast(ModelConfig, config.model).build().to(memory_format=self.layout)  # pyright: ignore
         self.objective = Objective(cast(Any, config.losses), config.transfer, config.gain)
         self.dataset = cast(synthetic.Config, config.dataset).open(store, config.seed)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.optim.lr, betas=config.optim.betas)
+        self.batches = self._batches()
+        self.cached = next(self.batches)
 
-    def batch(self, step: int) -> Batch:
-        return self.dataset.batch(step, range(self.config.batch_size), batch_size=self.config.batch_size)
+    def _batches(self) -> Iterator[Batch]:
+        size = self.config.batch_size
 
-    def batches(self, steps: int) -> Iterator[Batch]:
+        def make(step: int) -> Batch:
+            return self.dataset.batch(step, range(size), batch_size=size)
+
         with ThreadPoolExecutor(1) as ahead:
-            upcoming = ahead.submit(self.batch, 0)
-            for step in range(steps):
+            step, upcoming = 0, ahead.submit(make, 0)
+            while True:
                 batch = upcoming.result()
-                upcoming = ahead.submit(self.batch, step + 1)
+                step += 1
+                upcoming = ahead.submit(make, step)
                 yield batch
 
     def step(self, batch: Batch) -> float:
@@ -70,53 +80,89 @@ class Bare:
         self.optimizer.step()
         return float(loss.detach())
 
-    def seconds(self, batches: Iterator[Batch]) -> list[float]:
-        """Of a step, waiting for its batch included: the mean of each window but the first."""
-        times = []
-        for number, batch in enumerate(batches, start=1):
-            self.step(batch)
-            if number % WINDOW == 0:
-                times.append(time.perf_counter())
-        return [(b - a) / WINDOW for a, b in itertools.pairwise(times)]
+    def window(self) -> float:
+        """Seconds a step, waiting for its batch included."""
+        torch.set_num_threads(self.threads)
+        start = time.perf_counter()
+        for _ in range(WINDOW):
+            self.step(next(self.batches))
+        return (time.perf_counter() - start) / WINDOW
+
+    def cached_window(self) -> float:
+        """Seconds a step on one batch that is there already."""
+        torch.set_num_threads(self.threads)
+        start = time.perf_counter()
+        for _ in range(WINDOW):
+            self.step(self.cached)
+        return (time.perf_counter() - start) / WINDOW
 
 
-class TimedRecorder(Recorder):
-    """A recorder that also notes when each window was logged."""
+def by_turns(*windows: Callable[[], float], rounds: int) -> list[list[float]]:
+    """Seconds a step of each, over so many rounds; one more round comes first and is not counted."""
+    times = [[window() for window in windows] for _ in range(rounds + 1)]
+    return [list(column) for column in zip(*times[1:], strict=True)]
+
+
+class Turn:
+    """Whose turn it is, in a file that two processes see."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "turn"
+
+    def give(self, to: str) -> None:
+        with whole_file(self.file) as temporary:
+            temporary.write_text(to)
+
+    def wait(self, me: str) -> None:
+        while not self.file.exists() or self.file.read_text() != me:
+            time.sleep(0.005)
+
+
+class TurnTakingRecorder(Recorder):
+    """A recorder that times each window, and then lets another process have its turn."""
 
     def __init__(self, run_folder: Path, *, leads: bool) -> None:
         super().__init__(run_folder, leads=leads)
+        self.folder, self.turn = run_folder, Turn(run_folder)
         self.times: list[float] = []
+
+    def start(self, step: int) -> None:
+        super().start(step)
+        if self.leads:
+            self.turn.give("other")
+            self.turn.wait("run")
+            self.since = time.perf_counter()
 
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         super().log(step, split, metrics)
         if split == "train":
-            self.times.append(time.perf_counter())
+            self.times.append((time.perf_counter() - self.since) / WINDOW)
+            self.turn.give("other")
+            self.turn.wait("run")
+            self.since = time.perf_counter()
 
     def close(self) -> None:
         super().close()
         if self.leads:
-            (Path(self.run_folder) / "times.json").write_text(json.dumps(self.times))
+            (self.folder / "times.json").write_text(json.dumps(self.times))
 
 
-def train_with_times(job: dict[str, Any], world: World) -> None:
-    """What a worker of the benchmark does: the real training, its steps timed."""
+def train_by_turns(job: dict[str, Any], world: World) -> None:
+    """What a worker of the benchmark does: the real training."""
     config = denoise.Config.model_validate(job["config"])
-    recorder = TimedRecorder(Path(config.run_folder), leads=world.leads)
-    denoise.train(config, job["prepared"], recorder, world)
+    denoise.train(config, job["prepared"], TurnTakingRecorder(Path(config.run_folder), leads=world.leads), world)
 
 
-def ray_seconds(config: denoise.Config, store: Path) -> list[float]:
-    """The same on TorchTrainer workers."""
+def against_ray(config: denoise.Config, store: Path, window: Callable[[], float]) -> tuple[list[float], list[float]]:
+    """Seconds a step on TorchTrainer workers and of `window` in this process, by turns; the first are left out."""
+    turn = Turn(Path(config.run_folder))
     job = {"config": config.model_dump(mode="json"), "prepared": str(store)}
-    ray_train.run_workers(train_with_times, job, config.scaling)
-    times = json.loads((Path(config.run_folder) / "times.json").read_text())
-    return [(b - a) / WINDOW for a, b in itertools.pairwise(times)]
-
-
-def with_threads(count: int, measure: Callable[[], list[float]]) -> list[float]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        return measure()
-    finally:
-        torch.set_num_threads(before)
+    training = threading.Thread(target=ray_train.run_workers, args=(train_by_turns, job, config.scaling))
+    training.start()
+    times = []
+    for _ in range(config.steps // WINDOW + 1):
+        turn.wait("other")
+        times.append(window())
+        turn.give("run")
+    training.join()
+    return json.loads((Path(config.run_folder) / "times.json").read_text())[1:], times[1:]
