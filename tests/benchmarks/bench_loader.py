@@ -3,7 +3,7 @@
 python -m tests.benchmarks.bench_loader   (from the project's root)
 
 The research code reads, for each sample, a 2048 px half-float TIFF of three channels and a 1024 px array of four
-(8 MB), and cuts four crops of 256 px from them. The store reads the crops alone. Here noise is drawn anew for each crop,
+(8 MB), and cuts four crops of 256 px from them. The store reads the crops alone. Here noise is drawn for each crop too,
 which the research code did not do; so the time with it is given apart.
 """
 

@@ -2,12 +2,11 @@
 
 python -m tests.benchmarks.bench_training   (from the project's root, on a quiet machine; about ten minutes)
 
-Medians over windows of ten steps, the first of each round left out, rounds interleaved.
+Windows of a few steps by turns, the first round left out. A ratio is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import platform
 import statistics
@@ -16,7 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import ray
 import torch
@@ -25,70 +24,63 @@ from rich.table import Table
 
 from library.datasets import synthetic
 from library.training.recorder import read_metrics
-from tests.benchmarks.training_runs import CONFIG, Bare, ray_seconds, training_config, with_threads
+from tests.benchmarks.training_runs import CONFIGS, Bare, against_ray, by_turns, training_config
 from workloads.ray_session import ray_session
 
-STEPS, ROUNDS = 80, 3
+
+class Case(NamedTuple):
+    base: str
+    window: int
+    rounds: int
+    words: tuple[str, ...]
 
 
-class Measured:
-    """Seconds a step by what was timed, over all rounds."""
-
-    def __init__(self) -> None:
-        self.times: dict[str, list[float]] = {}
-
-    def add(self, name: str, times: list[float]) -> None:
-        self.times.setdefault(name, []).extend(times)
-
-    def median(self, name: str) -> float:
-        return statistics.median(self.times[name])
-
-    def spread(self, name: str) -> float:
-        low, _, high = statistics.quantiles(self.times[name], n=4)
-        return high - low
+CASES = (Case("denoise_demo", 10, 10, ()), Case("denoise_rawnind", 2, 4, ("batch_size=2",)))
+STARTS = {"in this process": "scaling.workers=0", "on a Ray worker, Ray started for it": "scaling.workers=1"}
+COLUMNS = ("pair", "ms a step", "ms of the other", "ratio of speeds", "from", "to")
 
 
-def main() -> None:
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    found = Measured()
-    with tempfile.TemporaryDirectory(prefix="stillgrain-") as work:
-        storage = Path(work)
-        demo = training_config(storage, "bare", STEPS)
-        store = Path(cast(synthetic.Config, demo.dataset).prepare(storage / "stores"))
-        bf16 = training_config(storage, "bf16", STEPS, "precision=bf16")
-        with ray_session():
-            for number in range(ROUNDS):
-                bare = Bare(demo, store)
-                found.add("bare loop, 1 thread", with_threads(1, lambda b=bare: b.seconds(b.batches(STEPS))))
-                cached = bare.batch(0)
-                found.add(
-                    "one cached batch, 1 thread",
-                    with_threads(1, lambda b=bare, c=cached: b.seconds(itertools.repeat(c, STEPS))),
-                )
-                found.add("bare loop, 2 threads", with_threads(2, lambda b=bare: b.seconds(b.batches(STEPS))))
-                plain = Bare(demo, store, channels_last=False)
-                found.add("contiguous, 1 thread", with_threads(1, lambda b=plain: b.seconds(b.batches(STEPS))))
-                half = Bare(bf16, store)
-                found.add("bf16, 1 thread", with_threads(1, lambda b=half: b.seconds(b.batches(STEPS))))
-                for workers, cpus in ((1, 1), (2, 1), (1, 2)):
-                    words = (f"scaling.workers={workers}", f"scaling.cpus_per_worker={cpus}")
-                    config = training_config(storage, f"ray-{workers}x{cpus}-{number}", STEPS, *words)
-                    name = f"TorchTrainer, {workers} workers x {cpus} threads"
-                    found.add(name, ray_seconds(config, store))
-        starts = {name: start_up(storage, name, words) for name, words in STARTS.items()}
-    report(found, starts)
+def pair(name: str, ours: list[float], others: list[float]) -> tuple[str, ...]:
+    """A row: `ours` is the first in `name`, `others` the second; above 1 the first is faster."""
+    ratios = [other / own for own, other in zip(ours, others, strict=True)]
+    low, *_, high = statistics.quantiles(ratios, n=4)
+    own, other = statistics.median(ours) * 1e3, statistics.median(others) * 1e3
+    return (name, f"{own:.1f}", f"{other:.1f}", f"{statistics.median(ratios):.3f}", f"{low:.3f}", f"{high:.3f}")
 
 
-STARTS = {"in this process": ["scaling.workers=0"], "Ray started for it, 1 worker": ["scaling.workers=1"]}
+def compare(case: Case, storage: Path) -> Table:
+    def config(name: str, *words: str):
+        return training_config(storage, case.base, name, case.window, case.rounds, *case.words, *words)
+
+    plain = config(f"{case.base}-bare")
+    store = Path(cast(synthetic.Config, plain.dataset).prepare(storage / "stores"))
+    bare, two = Bare(plain, store), Bare(plain, store, threads=2)
+    contiguous, half = Bare(plain, store, channels_last=False), Bare(config("half", "precision=bf16"), store)
+    loaded, cached, contiguous_times, half_times, two_times = by_turns(
+        bare.window, bare.cached_window, contiguous.cached_window, half.cached_window, two.cached_window,
+        rounds=case.rounds,
+    )  # fmt: skip
+    table = Table(*COLUMNS, box=None, title=f"{case.base}.yaml {' '.join(case.words)}", title_justify="left")
+    table.add_row(*pair("real loader / cached batch (at least 1 / 1.05)", loaded, cached))
+    table.add_row(*pair("channels_last / contiguous", cached, contiguous_times))
+    table.add_row(*pair("bf16 / fp32", half_times, cached))
+    table.add_row(*pair("2 threads / 1 thread, bare loop", two_times, cached))
+    for workers, cpus in ((1, 1), (2, 1), (1, 2)):
+        words = (f"scaling.workers={workers}", f"scaling.cpus_per_worker={cpus}")
+        ours, bares = against_ray(config(f"{case.base}-{workers}x{cpus}", *words), store, bare.window)
+        wanted = " (at least 0.97)" if (workers, cpus) == (1, 1) else ""
+        table.add_row(*pair(f"TorchTrainer {workers} worker x {cpus} thread / bare loop{wanted}", ours, bares))
+    return table
 
 
-def start_up(storage: Path, name: str, words: list[str]) -> float:
+def start_up(storage: Path, word: str) -> float:
     """Seconds from the command until the first step is recorded, scenes being prepared already; median of 3."""
     times = []
-    for number in range(ROUNDS):
-        folder = storage / f"start-{len(words[0])}-{name[:2]}-{number}"
-        command = [sys.executable, "-m", "stillgrain", "run", str(CONFIG), f"storage={storage}", f"name={folder.name}"]
-        command += ["steps=2", "log_every=1", "validate_every=2", "checkpoint_every=2", *words]
+    for number in range(3):
+        folder = storage / f"start-{word[-1]}-{number}"
+        command = [sys.executable, "-m", "stillgrain", "run", str(CONFIGS / "denoise_demo.yaml"), word]
+        command += [f"storage={storage}", f"name={folder.name}"]
+        command += ["steps=2", "log_every=1", "validate_every=2", "checkpoint_every=2"]
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         while not read_metrics(folder) and process.poll() is None:
@@ -98,37 +90,19 @@ def start_up(storage: Path, name: str, words: list[str]) -> float:
     return statistics.median(times)
 
 
-def report(found: Measured, starts: dict[str, float]) -> None:
-    console = Console(width=110)
+def main() -> None:
+    console = Console(width=120)
     console.print(
         f"torch {torch.__version__}, ray {ray.__version__}, python {platform.python_version()}, {platform.machine()}, "
-        f"{os.cpu_count()} CPUs; {CONFIG.name}, batch of 8 x 128 px; {ROUNDS} rounds of {STEPS} steps"
+        f"{os.cpu_count()} CPUs"
     )
-    table = Table("", "ms a step", "iqr", "steps a second", box=None)
-    for name in found.times:
-        table.add_row(
-            name, f"{found.median(name) * 1e3:.1f}", f"{found.spread(name) * 1e3:.1f}", f"{1 / found.median(name):.2f}"
-        )
-    console.print(table)
-    bare = found.median("bare loop, 1 thread")
-    ratios = {
-        "TorchTrainer with 1 worker over the bare loop, steps per second (at least 0.97)": bare
-        / found.median("TorchTrainer, 1 workers x 1 threads"),
-        "real loader over a cached batch, time (at most 1.05)": bare / found.median("one cached batch, 1 thread"),
-        "channels_last over contiguous, speed": found.median("contiguous, 1 thread") / bare,
-        "bf16 over fp32, speed": bare / found.median("bf16, 1 thread"),
-        "2 workers x 1 thread over the bare loop of 1 thread, speed": bare
-        / found.median("TorchTrainer, 2 workers x 1 threads"),
-        "1 worker x 2 threads over the bare loop of 1 thread, speed": bare
-        / found.median("TorchTrainer, 1 workers x 2 threads"),
-        "bare loop of 2 threads over 1, speed": bare / found.median("bare loop, 2 threads"),
-        "2 workers x 1 thread over 1 worker x 2 threads, speed": found.median("TorchTrainer, 1 workers x 2 threads")
-        / found.median("TorchTrainer, 2 workers x 1 threads"),
-    }
-    for name, ratio in ratios.items():
-        console.print(f"{ratio:6.3f}  {name}")
-    for name, seconds in starts.items():
-        console.print(f"{seconds:6.1f} s from the command to the first step, {name}")
+    with tempfile.TemporaryDirectory(prefix="stillgrain-") as work:
+        storage = Path(work)
+        with ray_session():
+            for case in CASES:
+                console.print(compare(case, storage))
+        for name, word in STARTS.items():
+            console.print(f"{start_up(storage, word):6.1f} s from the command to the first step, {name}")
 
 
 if __name__ == "__main__":

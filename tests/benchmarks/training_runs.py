@@ -1,7 +1,7 @@
 """What the training benchmarks time: the demo's training in a bare torch loop, and as Stillgrain runs it.
 
-Two things are compared by turns of ten steps, each waiting while the other works: a machine's speed drifts by more than what
-is looked for, within seconds.
+Two things are compared by turns of a few steps, each waiting while the other works: a machine's speed drifts by more
+than what is looked for, within seconds.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ from library.training.recorder import Recorder
 from library.training.world import World
 from workloads import denoise, ray_train
 
-WINDOW = 10
-"""Steps of one turn, which are logged together."""
 CONFIGS = Path(__file__).resolve().parents[2] / "workloads" / "configs"
 
 
-def training_config(storage: Path, name: str, steps: int, *words: str, base: str = "denoise_demo") -> denoise.Config:
-    """A shipped training, of so many steps, logged after each window, validated at the end alone."""
-    settings = [f"storage={storage}", f"name={name}", f"steps={steps}", f"log_every={WINDOW}"]
+def training_config(storage: Path, base: str, name: str, window: int, rounds: int, *words: str) -> denoise.Config:
+    """A shipped training of so many windows and one before them, logged after each, validated at the end alone."""
+    steps = window * (rounds + 1)
+    settings = [f"storage={storage}", f"name={name}", f"steps={steps}", f"log_every={window}"]
     settings += [f"validate_every={steps}", f"checkpoint_every={steps}", "num_pictures=0", "dataset.held_out=[coffee]"]
     data = load(CONFIGS / f"{base}.yaml")
     for word in (*settings, *words):
@@ -81,20 +80,20 @@ class Bare:
         return float(loss.detach())
 
     def window(self) -> float:
-        """Seconds a step, waiting for its batch included."""
+        """Seconds that `log_every` steps take, by step, waiting for their batches included."""
         torch.set_num_threads(self.threads)
         start = time.perf_counter()
-        for _ in range(WINDOW):
+        for _ in range(self.config.log_every):
             self.step(next(self.batches))
-        return (time.perf_counter() - start) / WINDOW
+        return (time.perf_counter() - start) / self.config.log_every
 
     def cached_window(self) -> float:
         """Seconds a step on one batch that is there already."""
         torch.set_num_threads(self.threads)
         start = time.perf_counter()
-        for _ in range(WINDOW):
+        for _ in range(self.config.log_every):
             self.step(self.cached)
-        return (time.perf_counter() - start) / WINDOW
+        return (time.perf_counter() - start) / self.config.log_every
 
 
 def by_turns(*windows: Callable[[], float], rounds: int) -> list[list[float]]:
@@ -136,7 +135,7 @@ class TurnTakingRecorder(Recorder):
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         super().log(step, split, metrics)
         if split == "train":
-            self.times.append((time.perf_counter() - self.since) / WINDOW)
+            self.times.append(time.perf_counter() - self.since)
             self.turn.give("other")
             self.turn.wait("run")
             self.since = time.perf_counter()
@@ -160,9 +159,11 @@ def against_ray(config: denoise.Config, store: Path, window: Callable[[], float]
     training = threading.Thread(target=ray_train.run_workers, args=(train_by_turns, job, config.scaling))
     training.start()
     times = []
-    for _ in range(config.steps // WINDOW + 1):
+    for _ in range(config.steps // config.log_every + 1):
         turn.wait("other")
         times.append(window())
         turn.give("run")
     training.join()
-    return json.loads((Path(config.run_folder) / "times.json").read_text())[1:], times[1:]
+    ours = json.loads((Path(config.run_folder) / "times.json").read_text())
+    # The last turn of the other comes after the last of the run.
+    return [seconds / config.log_every for seconds in ours[1:]], times[1:-1]
