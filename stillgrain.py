@@ -43,7 +43,7 @@ Output = Annotated[
     Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for the results; made if it is not there.")
 ]
 BundlePath = Annotated[
-    Path, typer.Option("--bundle", "-b", metavar="BUNDLE", help="Bundle folder, or the same folder zipped.")
+    str, typer.Option("--bundle", "-b", metavar="BUNDLE", help="Bundle folder, the same folder zipped, or its URI.")
 ]
 PrecisionOption = Annotated[
     Literal["fp32", "bf16"],
@@ -140,7 +140,7 @@ def denoise(
 
 @app.command(epilog="Example: `stillgrain report runs/demo --evaluation runs/demo/evaluation`")
 def report(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run.")],
+    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a training run, or its URI.")],
     evaluation: Annotated[Path | None, typer.Option(help="Output folder of a workload: evaluate.")] = None,
     archive: Annotated[
         list[Path] | None, typer.Option(help="Output folder of a workload: infer; may be repeated.")
@@ -180,7 +180,7 @@ def version() -> None:
 
 @bundle_app.command("show", epilog="Example: `stillgrain bundle show runs/demo/bundle --json`")
 def bundle_show(
-    bundle: Path, as_json: Annotated[bool, typer.Option("--json", help="The whole manifest.")] = False
+    bundle: str, as_json: Annotated[bool, typer.Option("--json", help="The whole manifest.")] = False
 ) -> None:
     """Show what a bundle is: model, contract, metrics, origin."""
     from library.bundle import load_bundle
@@ -193,7 +193,7 @@ def bundle_show(
 
 
 @bundle_app.command("verify", epilog="Example: `stillgrain bundle verify runs/demo/bundle`")
-def bundle_verify(bundle: Path) -> None:
+def bundle_verify(bundle: str) -> None:
     """Check every hash of a bundle and reproduce its golden tiles on this machine."""
     from library.bundle import load_bundle
 
@@ -203,7 +203,7 @@ def bundle_verify(bundle: Path) -> None:
 
 
 @bundle_app.command("pack", epilog="Example: `stillgrain bundle pack runs/demo/bundle demo.zip`")
-def bundle_pack(bundle: Path, archive: Path) -> None:
+def bundle_pack(bundle: str, archive: Path) -> None:
     """Zip a verified bundle into one file, which every command takes in place of the folder."""
     from library.bundle import pack_bundle
 

@@ -150,7 +150,7 @@ def load_bundle(path: str | Path | UPath) -> Bundle:
     return Bundle(str(path), manifest, model)
 
 
-def pack_bundle(folder: str | Path, archive: str | Path) -> None:
+def pack_bundle(folder: str | Path | UPath, archive: str | Path) -> None:
     """A verified bundle as one zip file, whole or not at all. The same bundle gives the same bytes."""
     load_bundle(folder)
     files = _read(place(folder))

@@ -13,7 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from library.bundle import OutputGain, load_bundle, pack_bundle, write_bundle
 from library.errors import BundleError
-from library.models import nafnet
+from library.inference.verify import verify_tiling
+from library.models import demosaic, nafnet
+from library.ops.cfa import unpack_cfa
+from library.ops.demosaic import demosaic_malvar
 
 FILES = ["README.md", "golden.safetensors", "manifest.json", "model.safetensors"]
 
@@ -180,3 +183,17 @@ def test_a_bundle_that_is_written_again_replaces_the_old_one_whole(bundle: Path)
     write_bundle(bundle, model, name="new", training={}, data_digest="d", metrics={}, step=2)
     assert load_bundle(bundle).name == "new"
     assert [p.name for p in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_a_model_without_weights_is_a_bundle_as_any_other(tmp_path: Path) -> None:
+    """The demosaic alone, as a baseline for whatever takes a bundle."""
+    model = demosaic.Config(method="malvar").build()
+    folder = tmp_path / "baseline"
+    write_bundle(folder, model, name="baseline", training={}, data_digest="none", metrics={}, step=0)
+    bundle = load_bundle(folder)
+    assert bundle.manifest["num_parameters"] == 0
+    packed = torch.rand(1, 4, 16, 24)
+    assert torch.equal(
+        bundle.model(packed), demosaic_malvar(unpack_cfa(packed))
+    )  # nothing is learned, so nothing differs
+    assert verify_tiling(bundle).exact

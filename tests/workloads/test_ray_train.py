@@ -185,4 +185,4 @@ def test_a_workers_memory_is_flat_over_two_thousand_steps(ray_cluster: str, scen
     ray_train.run_workers(train_and_weigh, job, config.scaling)
     megabytes = json.loads((tmp_path / "run" / "megabytes.json").read_text())
     assert len(megabytes) == 40
-    assert max(megabytes[20:]) - max(megabytes[10:20]) < 8, f"resident MiB every 50 steps: {megabytes}"
+    assert max(megabytes[20:]) - max(megabytes[10:20]) < 12, f"resident MiB every 50 steps: {megabytes}"
