@@ -35,7 +35,7 @@ class Case(NamedTuple):
     words: tuple[str, ...]
 
 
-CASES = (Case("denoise_demo", 10, 10, ()), Case("denoise_rawnind", 2, 4, ("batch_size=2",)))
+CASES = (Case("denoise_demo", 10, 6, ()), Case("denoise_rawnind", 2, 3, ("batch_size=2",)))
 STARTS = {"in this process": "scaling.workers=0", "on a Ray worker, Ray started for it": "scaling.workers=1"}
 COLUMNS = ("pair", "ms a step", "ms of the other", "ratio of speeds", "from", "to")
 

@@ -112,8 +112,9 @@ class Turn:
         with whole_file(self.file) as temporary:
             temporary.write_text(to)
 
-    def wait(self, me: str) -> None:
+    def wait(self, me: str, other_is_alive: Callable[[], bool] = lambda: True) -> None:
         while not self.file.exists() or self.file.read_text() != me:
+            assert other_is_alive(), "the other has ended without giving back the turn"
             time.sleep(0.005)
 
 
@@ -160,7 +161,7 @@ def against_ray(config: denoise.Config, store: Path, window: Callable[[], float]
     training.start()
     times = []
     for _ in range(config.steps // config.log_every + 1):
-        turn.wait("other")
+        turn.wait("other", training.is_alive)
         times.append(window())
         turn.give("run")
     training.join()
