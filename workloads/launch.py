@@ -167,7 +167,8 @@ def claim(config: LaunchConfig) -> None:
             )
             raise ConfigError(
                 f"name: the run '{config.name}' in {config.storage} has another config:\n{difference}\n"
-                "give this one another name=..., or remove that run: stillgrain runs clean"
+                "give this one another name=..., or remove that run: "
+                f"stillgrain runs clean {config.name} --storage {config.storage} --all --yes"
             )
         tags = dict.fromkeys((*there.get("tags", ()), *config.tags))
         config = config.model_copy(update={"tags": tuple(tags), "notes": config.notes or there.get("notes", "")})
