@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from library.config import Frozen
 from library.errors import ConfigError, StillgrainError
+from library.training.memory import keep_freed_memory
 from library.training.world import World
 
 _MOST_WAITS = 1000
@@ -132,6 +133,7 @@ def _check_resources(scaling: Scaling) -> None:
 
 
 def _train_worker(arguments: dict[str, Any]) -> None:
+    keep_freed_memory()
     module, _, name = arguments["function"].partition(":")
     function: WorkerFunction = getattr(importlib.import_module(module), name)
     context = ray.train.get_context()

@@ -1,6 +1,6 @@
 """What orchestration, data, precision, layout and the split over workers cost a training step, each pair in one run.
 
-python -m tests.benchmarks.bench_training   (from the project's root, on a quiet machine; about ten minutes)
+python -m tests.benchmarks.bench_training   (from the project's root, on a quiet machine; about half an hour)
 
 Windows of a few steps by turns, the first round left out. A ratio is the median of the rounds' ratios.
 """
@@ -35,7 +35,7 @@ class Case(NamedTuple):
     words: tuple[str, ...]
 
 
-CASES = (Case("denoise_demo", 10, 6, ()), Case("denoise_rawnind", 2, 3, ("batch_size=2",)))
+CASES = (Case("denoise_demo", 10, 40, ()), Case("denoise_rawnind", 2, 24, ("batch_size=2",)))
 STARTS = {"in this process": "scaling.workers=0", "on a Ray worker, Ray started for it": "scaling.workers=1"}
 COLUMNS = ("pair", "ms a step", "ms of the other", "ratio of speeds", "from", "to")
 
