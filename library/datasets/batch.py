@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ class Batch:
     """(N, 1, 2h, 2w), 1 where the truth is below white and counts, 0 elsewhere."""
     xyz_to_camera: Tensor
     """(N, 3, 3), XYZ(D65) to camera RGB."""
+    noise: Tensor
+    """(N, 2): a and b of the noise in `noisy`, variance a * x + b."""
 
     @classmethod
     def stack(cls, items: Sequence[Batch]) -> Batch:
@@ -32,18 +35,18 @@ class Batch:
         """The fields by name, contiguous, as they are written to a file."""
         return {f.name: getattr(self, f.name).contiguous() for f in fields(self)}
 
-    def pinned(self) -> Batch:
+    def pinned(self) -> Self:
         """The same batch in page-locked memory, from which a GPU copies while it computes."""
-        return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+        return replace(self, **{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> Self:
         """The same batch on a device; images in channels_last, which the networks run in."""
 
         def moved(x: Tensor) -> Tensor:
             layout = torch.channels_last if x.ndim == 4 else torch.contiguous_format
             return x.to(device, non_blocking=True, memory_format=layout)
 
-        return Batch(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
+        return replace(self, **{f.name: moved(getattr(self, f.name)) for f in fields(self)})
 
     def __len__(self) -> int:
         return len(self.noisy)

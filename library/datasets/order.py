@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 
-_SHUFFLE, _TRAINING, _VALIDATION, _LAYERS = range(4)
+_SHUFFLE, _TRAINING, _VALIDATION, _LAYERS, _CODING = range(5)
 
 
 def slots_of(rank: int, world_size: int, batch_size: int) -> range:
@@ -31,6 +31,11 @@ def scene_at(seed: int, step: int, slot: int, *, batch_size: int, num_scenes: in
 def training_random(seed: int, step: int, slot: int) -> np.random.Generator:
     """The random numbers of one training sample: its crop, flips, exposure, sensor and noise."""
     return _generator(seed, _TRAINING, step, slot)
+
+
+def coding_random(seed: int, step: int, slot: int) -> np.random.Generator:
+    """The random numbers of how one training sample is coded: its quality, strength and rounding noise."""
+    return _generator(seed, _CODING, step, slot)
 
 
 def validation_random(seed: int, index: int) -> np.random.Generator:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -85,6 +86,21 @@ class Config(Component):
         return Synthetic(self, SceneStore(local_copy(place(store))), seed)
 
 
+@dataclass(frozen=True)
+class Shot:
+    """The light of one exposure, and the sensor that it is about to fall on."""
+
+    light: torch.Tensor
+    """(3, H, W) camera RGB, even sides, white at 1; what is above 1 saturates."""
+    xyz_to_camera: np.ndarray
+    """(3, 3)."""
+    a: float
+    b: float
+    """Noise: Var(x) = a x + b."""
+    generator: torch.Generator
+    """Of this shot's noise alone, so that the shots beside it do not matter."""
+
+
 class Synthetic:
     """Training batches and validation items as pure functions of the seed, the step and the slot."""
 
@@ -101,7 +117,7 @@ class Synthetic:
 
     def batch(self, step: int, slots: Sequence[int], *, batch_size: int) -> Batch:
         """The samples of some slots of step `step`'s global batch."""
-        return Batch.stack([self._training_item(step, slot, batch_size) for slot in slots])
+        return observe([self._training_shot(step, slot, batch_size) for slot in slots])
 
     def validation_item(self, index: int) -> tuple[str, Batch]:
         """Name and one-image batch of validation scene `index`: centre crop, sensor and noise fixed by the seed,
@@ -111,9 +127,9 @@ class Synthetic:
         height, width = self.store.size(scene)
         crop = self.config.validation_crop
         rgb = self.store.crop(scene, (height - crop) // 2, (width - crop) // 2, crop, crop)
-        return self.store.names[scene], self._observed(scene, rgb, sum(self.config.exposure_ev) / 2, rng)
+        return self.store.names[scene], observe([self._shot(scene, rgb, sum(self.config.exposure_ev) / 2, rng)])
 
-    def _training_item(self, step: int, slot: int, batch_size: int) -> Batch:
+    def _training_shot(self, step: int, slot: int, batch_size: int) -> Shot:
         chosen = order.scene_at(self.seed, step, slot, batch_size=batch_size, num_scenes=len(self.training_scenes))
         scene = self.training_scenes[chosen]
         rng = order.training_random(self.seed, step, slot)
@@ -126,7 +142,7 @@ class Synthetic:
             mirror_rows, mirror_columns, transpose = rng.integers(2, size=3)
             rgb = rgb[:: -1 if mirror_rows else 1, :: -1 if mirror_columns else 1]
             rgb = rgb.transpose(1, 0, 2) if transpose else rgb
-        return self._observed(scene, rgb, rng.uniform(*self.config.exposure_ev), rng)
+        return self._shot(scene, rgb, rng.uniform(*self.config.exposure_ev), rng)
 
     def camera_rgb(self, scene: int, rgb: np.ndarray, sensor: Sensor) -> tuple[torch.Tensor, np.ndarray]:
         """A noise-free crop of a scene as a sensor sees it, and that sensor's colour matrix.
@@ -141,14 +157,14 @@ class Synthetic:
             return planes, own
         camera_rgb = lin_srgb_to_camera_rgb(planes, xyz_to_camera=torch.from_numpy(sensor.xyz_to_camera))
         # Photons are not negative, though a colour outside the camera's gamut would come out so.
-        return camera_rgb.clamp_min(0), sensor.xyz_to_camera
+        return camera_rgb.clamp_min_(0), sensor.xyz_to_camera
 
-    def _observed(self, scene: int, rgb: np.ndarray, exposure_ev: float, rng: np.random.Generator) -> Batch:
-        """What a sensor drawn from `rng` makes of a noise-free crop (H, W, 3)."""
+    def _shot(self, scene: int, rgb: np.ndarray, exposure_ev: float, rng: np.random.Generator) -> Shot:
+        """A noise-free crop (H, W, 3) before a sensor drawn from `rng`."""
         sensor = self.config.sensor.draw(rng)
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         clean, xyz_to_camera = self.camera_rgb(scene, rgb, sensor)
-        return observe(clean * 2.0**exposure_ev, xyz_to_camera, sensor.a, sensor.b, generator=generator)
+        return Shot(clean * 2.0**exposure_ev, xyz_to_camera, sensor.a, sensor.b, generator)
 
     def _split(self) -> tuple[list[int], list[int]]:
         names = self.store.names
@@ -180,19 +196,22 @@ class Synthetic:
         return training, validation
 
 
-def observe(clean: torch.Tensor, xyz_to_camera: np.ndarray, a: float, b: float, *, generator: torch.Generator) -> Batch:
-    """One exposure of a scene through an RGGB mosaic.
+def observe(shots: Sequence[Shot]) -> Batch:
+    """What sensors with an RGGB mosaic make of some shots of one size.
 
-    clean    (3, H, W) camera RGB, white at 1, even sides; what is above 1 saturates
-    a, b     noise: Var(x) = a x + b
-    returns  a batch of one image; its mask leaves out pixels that saturate in any channel
+    returns  its mask leaves out pixels that saturate in any channel
     """
-    noisy = add_poisson_gaussian(sample_cfa(clean), a, b, generator=generator).clamp_max(1)
+    light = torch.stack([shot.light for shot in shots])
+    noise = torch.tensor([(shot.a, shot.b) for shot in shots])
+    a, b = noise.T[..., None, None, None]
+    noisy = add_poisson_gaussian(pack_cfa(sample_cfa(light)), a, b, generator=[shot.generator for shot in shots])
+    clean = light.clamp_max_(1)
     return Batch(
-        noisy=pack_cfa(noisy)[None],
-        clean=clean.clamp_max(1)[None],
-        mask=(clean < 1).all(dim=0).float()[None, None],
-        xyz_to_camera=torch.from_numpy(xyz_to_camera).float()[None],
+        noisy=noisy.clamp_max_(1),
+        clean=clean,
+        mask=clean.amax(dim=1, keepdim=True).lt_(1),
+        xyz_to_camera=torch.from_numpy(np.stack([shot.xyz_to_camera for shot in shots])).float(),
+        noise=noise,
     )
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from library.config import validate
 from library.datasets import samples, sensors
 from library.datasets.batch import Batch
 from library.datasets.store import Scene, SceneStore
-from library.datasets.synthetic import Config, Synthetic, observe
+from library.datasets.synthetic import Config, Shot, Synthetic, observe
 from library.errors import ConfigError, DataError, RawFileError
 from library.files.dng import write_cfa_dng
 from library.files.exr import write_exr
@@ -39,8 +40,12 @@ def flat(name: str, level: float, *, side: int = 162) -> Scene:
     return Scene(name, np.full((side, side, 3), level, np.float32), "camera_rgb", SONY)
 
 
+def shot(light: torch.Tensor, a: float, b: float, *, seed: int = 0) -> Shot:
+    return Shot(light, SONY, a, b, torch.Generator().manual_seed(seed))
+
+
 def batches_equal(a: Batch, b: Batch) -> bool:
-    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("noisy", "clean", "mask", "xyz_to_camera"))
+    return all(torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(Batch))
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +71,16 @@ def test_workers_together_make_the_batch_that_one_makes(opened: Synthetic):
     whole = opened.batch(3, range(4), batch_size=4)
     halves = [opened.batch(3, slots, batch_size=4) for slots in (range(2), range(2, 4))]
     assert batches_equal(Batch.stack(halves), whole)
+
+
+def test_a_sample_is_the_same_to_the_bit_whatever_is_made_beside_it(opened: Synthetic):
+    """For sides that fill no vector register too."""
+    odd = Synthetic(opened.config.model_copy(update={"crop": 50}), opened.store, seed=0)
+    for data in (opened, odd):
+        whole = data.batch(2, range(5), batch_size=5)
+        alone = [data.batch(2, [slot], batch_size=5) for slot in range(5)]
+        assert batches_equal(Batch.stack(alone), whole)
+        assert batches_equal(data.batch(2, [4, 1], batch_size=5), Batch.stack([alone[4], alone[1]]))
 
 
 def test_no_two_samples_are_the_same(opened: Synthetic):
@@ -201,7 +216,7 @@ def test_noise_has_the_variance_it_states_at_every_level_and_no_bias():
     a, b = 4e-3, 1e-4
     for level in (0.0, 0.02, 0.2, 0.6):
         clean = torch.full((3, 256, 256), level)
-        noisy = observe(clean, SONY, a, b, generator=torch.Generator().manual_seed(0)).noisy
+        noisy = observe([shot(clean, a, b)]).noisy
         expected = a * level + b
         for plane in noisy[0]:
             assert float(plane.var()) == pytest.approx(expected, rel=0.05)
@@ -210,10 +225,10 @@ def test_noise_has_the_variance_it_states_at_every_level_and_no_bias():
 
 
 def test_noise_at_black_goes_below_it_and_white_saturates():
-    dark = observe(torch.zeros(3, 64, 64), SONY, 1e-3, 1e-4, generator=torch.Generator().manual_seed(0))
+    dark = observe([shot(torch.zeros(3, 64, 64), 1e-3, 1e-4)])
     assert dark.noisy.min() < 0
     assert dark.clean.abs().max() == 0
-    bright = observe(torch.full((3, 64, 64), 3.0), SONY, 1e-3, 1e-4, generator=torch.Generator().manual_seed(0))
+    bright = observe([shot(torch.full((3, 64, 64), 3.0), 1e-3, 1e-4)])
     assert bright.noisy.max() == bright.clean.max() == 1
     assert bright.mask.sum() == 0
 
@@ -221,7 +236,7 @@ def test_noise_at_black_goes_below_it_and_white_saturates():
 def test_a_pixel_saturated_in_any_channel_does_not_count():
     clean = torch.full((3, 4, 4), 0.5)
     clean[0, 0, 0] = clean[1, 1, 1] = clean[2, 2, 2] = 1.0
-    mask = observe(clean, SONY, 1e-6, 0, generator=torch.Generator()).mask[0, 0]
+    mask = observe([shot(clean, 1e-6, 0)]).mask[0, 0]
     assert (mask == 0).nonzero().tolist() == [[0, 0], [1, 1], [2, 2]]
 
 

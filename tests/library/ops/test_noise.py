@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import Tensor
 
-from library.ops.noise import add_poisson_gaussian, estimate_noise_variance
+from library.ops import noise
+from library.ops.noise import add_poisson_gaussian, estimate_noise_variance, sample_poisson
 
 NUM = 200_000
 A, B = 2e-3, 1e-5
@@ -71,6 +74,19 @@ def test_noise_is_independent_of_the_global_generator():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def test_each_image_of_a_batch_may_have_a_generator_of_its_own_and_is_then_the_image_alone():
+    """To the bit, whatever lies beside it: how many images a worker makes at once must not change them."""
+    clean = torch.rand(5, 4, 18, 18, generator=seeded()) * torch.logspace(-2, 0, 5)[:, None, None, None]
+    a, b = torch.logspace(-5, -2, 5)[:, None, None, None], torch.logspace(-3, -6, 5)[:, None, None, None]
+    batch = add_poisson_gaussian(clean, a, b, generator=[seeded(n) for n in range(5)])
+    for n in range(5):
+        assert torch.equal(batch[n], add_poisson_gaussian(clean[n], a[n], b[n], generator=seeded(n)))
+    some = [3, 1]
+    assert torch.equal(
+        batch[some], add_poisson_gaussian(clean[some], a[some], b[some], generator=[seeded(n) for n in some])
+    )
+
+
 def test_coefficients_may_differ_by_image_and_by_plane():
     clean = torch.full((2, 4, 100, 100), 0.2)
     a = torch.tensor([1e-3, 0.0])[:, None, None, None]
@@ -93,3 +109,58 @@ def test_a_negative_variance_is_refused(a: float, b: float, name: str):
         add_poisson_gaussian(torch.zeros(2), a, b, generator=seeded())
     with pytest.raises(ValueError, match=f"noise coefficient {name} is"):
         estimate_noise_variance(torch.zeros(2), torch.tensor([1.0, a]), torch.tensor([1.0, b]))
+
+
+# --- Poisson counts ---------------------------------------------------------------------------------------------------
+
+
+def assert_poisson(counts: Tensor, mean: float, *, distance: float, tolerance: float):
+    """In total variation; the tolerance is of mean and variance, or of 1 where they are less."""
+    law = scipy.stats.poisson.pmf(np.arange(int(counts.max()) + 1), mean)
+    measured = torch.bincount(counts.long()).numpy() / len(counts)
+    assert (np.abs(measured - law).sum() + 1 - law.sum()) / 2 <= distance
+    assert counts.double().mean().item() == pytest.approx(mean, abs=tolerance * max(mean, 1))
+    assert counts.double().var().item() == pytest.approx(mean, abs=tolerance * max(mean, 1))
+
+
+def lattice(num: int) -> tuple[Tensor, Tensor]:
+    """Points that fill the unit square evenly: integrals over them are exact to about 1 / num."""
+    n = torch.arange(num, dtype=torch.float64)
+    return (n + 0.5) / num, (n * 0.5 * (5**0.5 - 1)).frac()
+
+
+@pytest.mark.parametrize("mean", [0.0, 1 / 512, 1 / 128, 0.02, 0.1, 0.3, 1.003, 2.0, 5.508, 9.99, 15.992, 16 - 1e-6])
+def test_few_counts_have_poissons_law(mean: float):
+    uniform, dither = (x.float() for x in lattice(2**21))
+    counts = noise._few(torch.full((2**21,), mean), uniform, dither)
+    assert_poisson(counts, mean, distance=1e-4, tolerance=1e-4)
+
+
+@pytest.mark.parametrize(("mean", "distance"), [(16.0, 3e-4), (17.3, 3e-4), (24.5, 2e-4), (32.0, 1e-4), (100.0, 5e-5)])
+def test_many_counts_have_poissons_law(mean: float, distance: float):
+    normal = torch.special.ndtri(lattice(2**20)[0]).float()
+    assert_poisson(noise._many(torch.full((2**20,), mean), normal), mean, distance=distance, tolerance=1e-4)
+
+
+def test_bright_and_dark_side_by_side_are_each_poisson_and_independent():
+    means = torch.tensor([0.0, 0.05, 0.7, 15.9, 3.0, 16.0, 40.0, 1e-3])
+    counts = sample_poisson(means.repeat(NUM, 1), generator=seeded()).T
+    for mean, column in zip(means.tolist(), counts, strict=True):
+        # What 200,000 draws of the true law stay within: their distance is 1.2e-2 at mean 40.
+        assert_poisson(column, mean, distance=1.5e-2, tolerance=4 * (3 / NUM) ** 0.5)
+        zero = np.exp(-mean)
+        assert (column == 0).double().mean().item() == pytest.approx(zero, abs=4 * (zero * (1 - zero) / NUM) ** 0.5)
+    correlations = torch.corrcoef(torch.cat([counts[1:], counts[1:].roll(1, dims=1)]))
+    assert (correlations - torch.eye(14)).abs().max() < 5 / NUM**0.5
+
+
+def test_counts_of_very_bright_light_stay_whole_finite_and_near_it():
+    means = torch.logspace(0, 12, 1000)
+    counts = sample_poisson(means, generator=seeded())
+    assert torch.equal(counts, counts.round())
+    assert ((counts - means).abs() <= 5 * means.sqrt() + 1e-6 * means).all()
+
+
+def test_no_count_is_below_zero_however_far_out_the_normal_variable_lies():
+    normal = torch.linspace(-9, 9, 1000)
+    assert noise._many(torch.full((1000,), 16.0), normal).min() == 0

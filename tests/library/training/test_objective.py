@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -18,6 +19,7 @@ from library.training.objective import LARGEST_GAIN, Gain, Objective, Transfer, 
 
 SONY = torch.tensor([[0.7374, -0.2389, -0.0551], [-0.5435, 1.3162, 0.2519], [-0.1006, 0.1795, 0.6552]])
 CANON = torch.tensor([[0.4913, -0.0541, -0.0202], [-0.6130, 1.3513, 0.2906], [-0.1564, 0.2151, 0.7183]])
+NOISE = torch.tensor([[2e-3, 1e-5], [4e-3, 2e-5]])
 every_transfer = pytest.mark.parametrize("transfer", get_args(Transfer))
 every_gain = pytest.mark.parametrize("gain", get_args(Gain))
 
@@ -28,7 +30,7 @@ def case(side: int = 16) -> tuple[Tensor, Batch]:
     clean = torch.rand(2, 3, side, side, generator=generator) * 0.9
     mask = (torch.rand(2, 1, side, side, generator=generator) > 0.2).float()
     output = clean + 0.1 * torch.randn(clean.shape, generator=generator)
-    return output, Batch(pack_cfa(sample_cfa(clean)), clean, mask, torch.stack([SONY, CANON]))
+    return output, Batch(pack_cfa(sample_cfa(clean)), clean, mask, torch.stack([SONY, CANON]), NOISE)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,7 @@ def test_first_the_camera_matrix_then_the_curve_then_the_loss(transfer: Transfer
 
 def test_every_image_goes_through_its_own_cameras_matrix():
     output, batch = case()
-    exchanged = Batch(batch.noisy, batch.clean, batch.mask, batch.xyz_to_camera.flip(0))
+    exchanged = replace(batch, xyz_to_camera=batch.xyz_to_camera.flip(0))
     objective = Objective({"mse": mse.Config()}, "none")
     assert not torch.isclose(objective(output, batch)["loss"], objective(output, exchanged)["loss"], rtol=1e-3)
 
@@ -80,7 +82,7 @@ def test_gradients_are_finite_at_black_below_it_and_above_white(transfer: Transf
     _, batch = case()
     for level in (0.0, 1e-12, -1e-12, 1e-5, -0.05, 1.0, 2.5):
         output = torch.full_like(batch.clean, level).requires_grad_()
-        black = Batch(batch.noisy, torch.zeros_like(batch.clean), batch.mask, batch.xyz_to_camera)
+        black = replace(batch, clean=torch.zeros_like(batch.clean))
         found = Objective({"l1": l1.Config(), "mse": mse.Config()}, transfer)(output, black)
         found["loss"].backward()
         assert found["loss"].isfinite()
@@ -114,7 +116,7 @@ def test_a_curve_weighs_shadows_more():
         for level in (0.02, 0.5):
             clean = torch.full_like(batch.clean, level)
             output = (clean + 1e-3).requires_grad_()
-            one = Batch(batch.noisy, clean, batch.mask, batch.xyz_to_camera)
+            one = replace(batch, clean=clean)
             Objective({"l1": l1.Config()}, transfer)(output, one)["loss"].backward()
             assert output.grad is not None
             shares.append(output.grad.norm())
@@ -230,9 +232,7 @@ def test_the_brightness_of_an_output_counts_unless_it_is_matched_to_the_target(t
 
 def test_a_gain_matched_input_has_the_mean_of_the_truths_mosaic_not_of_its_picture():
     _, batch = case()
-    dark = Batch(
-        batch.noisy / torch.tensor([4.0, 0.5])[:, None, None, None], batch.clean, batch.mask, batch.xyz_to_camera
-    )
+    dark = replace(batch, noisy=batch.noisy / torch.tensor([4.0, 0.5])[:, None, None, None])
     matched = match_input(dark)
     mosaics = [x[:, None] for x in (unpack_cfa(matched.noisy), sample_cfa(batch.clean))]
     torch.testing.assert_close(means(mosaics[0], batch), means(mosaics[1], batch))
@@ -246,7 +246,7 @@ def test_a_gain_matched_input_has_the_mean_of_the_truths_mosaic_not_of_its_pictu
 
 def test_only_the_input_policy_changes_what_a_network_sees_and_only_the_target_policy_what_is_judged():
     output, batch = case()
-    dark = Batch(batch.noisy / 4, batch.clean, batch.mask, batch.xyz_to_camera)
+    dark = replace(batch, noisy=batch.noisy / 4)
     for gain in get_args(Gain):
         objective = Objective({"l1": l1.Config()}, "none", gain)
         seen, judged = objective.network_input(dark), objective.settle_gain(4 * output, dark)
