@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from library.models.blocks.correction import CorrectedDemosaic
 from library.models.blocks.image_model import ImageModel, ModelConfig
+from library.models.blocks.naf import naf_blocks
 from library.models.blocks.pointwise import pointwise
 
 
@@ -68,12 +68,12 @@ class NAFNet(ImageModel):
         widths = [config.width * 2**level for level in range(len(config.encoder_blocks) + 1)]
         self.corrected = CorrectedDemosaic(config.stabilizer_offset)
         self.intro = nn.Conv2d(4, widths[0], 3, padding=1)
-        self.encoder = nn.ModuleList(_blocks(w, n) for w, n in zip(widths, config.encoder_blocks, strict=False))
+        self.encoder = nn.ModuleList(naf_blocks(w, n) for w, n in zip(widths, config.encoder_blocks, strict=False))
         self.down = nn.ModuleList(nn.Conv2d(w, 2 * w, 2, stride=2) for w in widths[:-1])
-        self.middle = _blocks(widths[-1], config.middle_blocks)
+        self.middle = naf_blocks(widths[-1], config.middle_blocks)
         self.up = nn.ModuleList(pointwise(2 * w, 4 * w, bias=False) for w in reversed(widths[:-1]))
         self.decoder = nn.ModuleList(
-            _blocks(w, n) for w, n in zip(reversed(widths[:-1]), config.decoder_blocks, strict=True)
+            naf_blocks(w, n) for w, n in zip(reversed(widths[:-1]), config.decoder_blocks, strict=True)
         )
         self.head = nn.Conv2d(widths[0], 12, 3, padding=1)
         nn.init.zeros_(self.head.weight)
@@ -93,40 +93,3 @@ class NAFNet(ImageModel):
         for up, blocks, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
             x = blocks(F.pixel_shuffle(up(x), 2) + skip)
         return self.head(x)
-
-
-class _Block(nn.Module):
-    """The paper's block (figure 2c) without channel attention. Residual scales start at zero, so the block starts as
-    the identity."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.expand = pointwise(width, 2 * width)
-        self.depthwise = nn.Conv2d(2 * width, 2 * width, 3, padding=1, groups=2 * width)
-        self.project = pointwise(width, width)
-        self.beta = nn.Parameter(torch.zeros(width))
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.feed = pointwise(width, 2 * width)
-        self.merge = pointwise(width, width)
-        self.gamma = nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        mixed = self.project(_gate(self.depthwise(self.expand(_per_pixel(self.norm1, x)))))
-        x = torch.addcmul(x, self.beta[:, None, None], mixed)
-        fed = self.merge(_gate(self.feed(_per_pixel(self.norm2, x))))
-        return torch.addcmul(x, self.gamma[:, None, None], fed)
-
-
-def _blocks(width: int, num_blocks: int) -> nn.Sequential:
-    return nn.Sequential(*(_Block(width) for _ in range(num_blocks)))
-
-
-def _gate(x: Tensor) -> Tensor:
-    a, b = x.chunk(2, dim=1)
-    return a * b
-
-
-def _per_pixel(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """Normalise over the channels of each pixel: the same result wherever a tile begins."""
-    return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

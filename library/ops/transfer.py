@@ -48,25 +48,26 @@ def gamma22_decode(encoded: Tensor) -> Tensor:
     return torch.where(encoded > 0, encoded.clamp_min(0) ** 2.2, encoded)
 
 
-def root_encode(linear: Tensor, offset: float = 0.02) -> Tensor:
+def root_encode(linear: Tensor, offset: float | Tensor = 0.02) -> Tensor:
     """A square root that makes the variance of shot noise uniform (Anscombe 1948): 0 ... 1 to 0 ... 1, above continued.
 
     linear  scene-linear; below 0 the curve goes on as its tangent, which keeps the noise around black
-    offset  above 0: where the curve bends, about the noise floor; near black it is almost a line, as fits read noise
+    offset  above 0: where the curve bends, about the noise floor; near black it is almost a line, as fits read noise.
+            A tensor broadcasts to `linear`
     """
     root, scale = _root_constants(offset)
     # sqrt(v + offset) - sqrt(offset), without the cancellation near 0; where v is below 0 the divisor stays that of 0.
     return linear * (scale / (torch.sqrt(linear.clamp_min(0) + offset) + root))
 
 
-def root_decode(encoded: Tensor, offset: float = 0.02) -> Tensor:
+def root_decode(encoded: Tensor, offset: float | Tensor = 0.02) -> Tensor:
     """The inverse of `root_encode` for the same offset, on the same ranges."""
     root, scale = _root_constants(offset)
     unscaled = encoded / scale
     return unscaled * (unscaled.clamp_min(0) + 2 * root)
 
 
-def _root_constants(offset: float) -> tuple[float, float]:
+def _root_constants(offset: float | Tensor) -> tuple[float | Tensor, float | Tensor]:
     """sqrt(offset), and the factor that brings 1 to 1."""
     root = offset**0.5
     return root, 1 / ((1 + offset) ** 0.5 - root)

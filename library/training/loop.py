@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar, Literal, Protocol, Self, cast
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -24,7 +24,7 @@ from library.datasets.order import layer_seed, slots_of
 from library.errors import ConfigError, StillgrainError
 from library.files.atomic import whole_file
 from library.metrics import direction
-from library.models.blocks.image_model import ImageModel
+from library.models.blocks.trainable import Trainable
 from library.training.checkpoint import BestValue, Progress, load_checkpoint, save_checkpoint
 from library.training.optim import OptimConfig, Plateau, set_lr
 from library.training.recorder import Recorder
@@ -145,14 +145,17 @@ class TrainingConfig(Frozen):
         return self.steps + sum(stage.steps for stage in self.then)
 
 
-class Task(Protocol):
+Model = TypeVar("Model", bound=Trainable)
+
+
+class Task(Protocol[Model]):
     """What one stage of a run trains: its settings, batches, loss and validation. All stages share one model."""
 
     @property
     def config(self) -> TrainingConfig: ...
 
     @property
-    def model(self) -> ImageModel: ...
+    def model(self) -> Model: ...
 
     def batch(self, step: int, slots: range) -> Batch:
         """The samples of some slots of a global batch. A pure function."""
@@ -162,16 +165,16 @@ class Task(Protocol):
         """`loss` and its parts: means over the batch's images."""
         ...
 
-    def validate(self, model: ImageModel, world: World) -> dict[str, float]:
+    def validate(self, model: Model, world: World) -> dict[str, float]:
         """Metrics over the validation set, the same on every worker, which all call it."""
         ...
 
-    def publish(self, model: ImageModel, world: World, step: int, metrics: dict[str, float]) -> None:
+    def publish(self, model: Model, world: World, step: int, metrics: dict[str, float]) -> None:
         """The weights are the best so far: write the bundle and the pictures. All workers call it."""
         ...
 
 
-def fit(stages: Sequence[Task], recorder: Recorder, world: World = World()) -> Progress:  # noqa: B008  (frozen)
+def fit(stages: Sequence[Task[Model]], recorder: Recorder, world: World = World()) -> Progress:  # noqa: B008  (frozen)
     """Train through all stages, going on from the recorder's latest checkpoint if there is one. All workers call it.
 
     The same config and seed give the same weights, bit for bit on one machine and number of workers, however often the
@@ -185,7 +188,7 @@ def fit(stages: Sequence[Task], recorder: Recorder, world: World = World()) -> P
 class _Run:
     """A run under way: everything that a checkpoint holds, and where it goes."""
 
-    def __init__(self, first: Task, recorder: Recorder, world: World) -> None:
+    def __init__(self, first: Task[Any], recorder: Recorder, world: World) -> None:
         self.recorder, self.world = recorder, world
         self.model = first.model.to(device=world.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.optimizer = first.config.optim.build(self.model)
@@ -198,7 +201,7 @@ class _Run:
             self.progress = load_checkpoint(latest, self.model, self.optimizer, self.average)
         recorder.start(self.progress.step)
 
-    def through(self, stages: Sequence[Task]) -> Progress:
+    def through(self, stages: Sequence[Task[Any]]) -> Progress:
         start = 0
         for task in stages:
             if self.progress.step < start + task.config.steps and self.progress.stopped is None:
@@ -207,7 +210,7 @@ class _Run:
         self.recorder.close()
         return self.progress
 
-    def _train(self, task: Task, start: int) -> None:
+    def _train(self, task: Task[Any], start: int) -> None:
         config, progress = task.config, self.progress
         end = start + config.steps
         network = self._enter(task, start)
@@ -233,7 +236,7 @@ class _Run:
             if progress.stopped is not None:
                 return
 
-    def _enter(self, task: Task, start: int) -> nn.Module:
+    def _enter(self, task: Task[Any], start: int) -> nn.Module:
         """Make the run's state that of a stage which began at `start`; returns the network as the workers share it."""
         if self.progress.step == start:
             self.progress.lr_scale, self.progress.patience_start = 1.0, start
@@ -246,7 +249,7 @@ class _Run:
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         return self.world.wrap(self.model)
 
-    def _update(self, task: Task, network: nn.Module, batch: Batch) -> dict[str, float] | None:
+    def _update(self, task: Task[Any], network: nn.Module, batch: Batch) -> dict[str, float] | None:
         """One step of the optimizer. None when it was skipped, because the loss or its gradient was no number."""
         config = task.config
         batch = batch.to(self.world.device)
@@ -298,9 +301,9 @@ class _Run:
         skipped = {"skipped_steps": float(self.progress.skipped_steps)} if self.progress.skipped_steps else {}
         self.recorder.log(self.progress.step, "train", {**means, "lr": lr, **skipped})
 
-    def _validate(self, task: Task) -> dict[str, float]:
+    def _validate(self, task: Task[Any]) -> dict[str, float]:
         config, progress = task.config, self.progress
-        judged = cast(ImageModel, self.average.module) if self.average is not None else self.model
+        judged = self.average.module if self.average is not None else self.model
         judged.eval()
         metrics = task.validate(judged, self.world)
         if config.best.metric not in metrics:
@@ -350,7 +353,7 @@ def _is_better(value: float, than: float, mode: str) -> bool:
     return value > than if mode == "max" else value < than
 
 
-def _batches(task: Task, world: World, first_step: int, end: int) -> Iterator[Batch]:
+def _batches(task: Task[Any], world: World, first_step: int, end: int) -> Iterator[Batch]:
     """This worker's share of each step's batch, made one step ahead in a thread."""
     slots = slots_of(world.rank, world.size, task.config.batch_size)
 

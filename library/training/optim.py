@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from library.config import Frozen
-from library.models.blocks.image_model import ImageModel
+from library.models.blocks.trainable import Trainable
 from library.training.checkpoint import Progress
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -83,7 +83,7 @@ class OptimConfig(Frozen):
         progress = max(0, step - self.warmup_steps) / max(1, steps - self.warmup_steps)
         return self.lr * warmup * lr_scale * self.schedule.factor(min(1.0, progress))
 
-    def build(self, model: ImageModel) -> torch.optim.AdamW:
+    def build(self, model: Trainable) -> torch.optim.AdamW:
         """An optimizer over all parts of the model, frozen ones too, so that its state fits every stage."""
         groups = []
         for part in model.parameter_groups():

@@ -9,6 +9,7 @@ modulo 2^k).
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,37 @@ def probe_geometry(model: nn.Module, in_channels: int, scale: int) -> Geometry:
         f"{type(model).__name__} looks farther than {_WIDEST_PROBE // 2} pixels: "
         "it has a global operation and cannot be tiled"
     )
+
+
+@torch.no_grad()
+def probe_reach(
+    function: Callable[[torch.Tensor], torch.Tensor], channels: int, period: int, outputs_per_period: int
+) -> int:
+    """How many inputs beside those that an output stands for can change it, along either axis.
+
+    function            (1, channels, h, w) -> (1, C, h', w'), on the CPU, h' / h being outputs_per_period / period
+    period              inputs after which the function repeats itself
+    outputs_per_period  for analysis fewer than inputs, for synthesis more
+    """
+    length = 16 * period
+    while length <= _WIDEST_PROBE * max(1, period // 8):
+        middle = length // 2 // period * period
+        reach = 0
+        for axis in (2, 3):
+            for position in range(middle, middle + period):
+                shape = [1, channels, 2 * period, 2 * period]
+                shape[axis] = length
+                x = torch.full(shape, 0.5)
+                x.select(axis, position).fill_(torch.nan)
+                hit = function(x).isnan().any(dim=1, keepdim=True).any(dim=5 - axis, keepdim=True).flatten().nonzero()
+                first, last = int(hit.min()), int(hit.max())
+                before = first * period // outputs_per_period - position
+                after = position - (-(-(last + 1) * period // outputs_per_period) - 1)
+                reach = max(reach, -before, -after, 0)
+        if reach < length // 2 - period:
+            return reach
+        length *= 2
+    raise ValueError(f"looks farther than {length // 4} pixels: it has a global operation and cannot be tiled")
 
 
 def smallest_side(model: nn.Module, in_channels: int, scale: int) -> int:
