@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from library.bundle import library_versions, load_bundle
+from library.bundle import load_bundle
 from library.config import Frozen, Location
 from library.errors import DataError, ImageFileError, RawFileError
 from library.files.atomic import whole_file
@@ -40,6 +40,7 @@ from library.metrics import compare_camera_rgb
 from library.ops.demosaic import demosaic_malvar
 from library.ops.develop import auto_exposure_ev, develop_camera_rgb
 from library.ops.levels import normalize_levels
+from library.sealed import library_versions
 from workloads.infer import ActorScaling
 from workloads.pool import run_pool
 from workloads.progress import track

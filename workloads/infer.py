@@ -15,9 +15,10 @@ from pydantic import Field
 from library.bundle import load_bundle
 from library.config import Frozen, Location
 from library.inference.archive import Job, Product, Summary, jobs_of_tree, pending, record
-from library.inference.denoise import Format, Written, denoise_file
+from library.inference.denoise import denoise_file
 from library.inference.engine import DEFAULT_TILE, SMALLEST_TILE, Engine, Precision
 from library.inference.ledger import Ledger
+from library.inference.outputs import Format, Written
 from workloads.pool import run_pool
 from workloads.progress import track
 from workloads.ray_session import ray_session

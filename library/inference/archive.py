@@ -15,9 +15,10 @@ from typing import Any
 
 from library.errors import ConfigError, StillgrainError
 from library.files.raw import RAW_SUFFIXES
-from library.inference.denoise import ENCODERS, Format, Written, denoise_file
+from library.inference.denoise import denoise_file
 from library.inference.engine import ENGINE_VERSION, Engine, Precision
 from library.inference.ledger import Entry, Ledger, Status
+from library.inference.outputs import ENCODERS, Format, Written
 
 
 @dataclass(frozen=True)

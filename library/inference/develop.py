@@ -9,7 +9,7 @@ import torch
 
 from library.files.picture import write_png
 from library.files.raw import RawImage, read_raw
-from library.inference.denoise import exposure_of, upright
+from library.inference.outputs import exposure_of, upright
 from library.ops.demosaic import demosaic_malvar
 from library.ops.develop import develop_camera_rgb
 from library.ops.levels import normalize_levels

@@ -15,9 +15,10 @@ from library.bundle import load_bundle, write_bundle
 from library.errors import ImageFileError
 from library.files.exr import read_exr
 from library.files.raw import RawImage, read_raw
-from library.inference.denoise import ENCODERS, Format, Written, denoise_file, denoise_raw, upright
+from library.inference.denoise import denoise_file, denoise_raw
 from library.inference.develop import develop_file, develop_raw
 from library.inference.engine import Engine
+from library.inference.outputs import ENCODERS, Format, RawSource, Written, upright
 from library.models import unet
 from library.ops.cfa import sample_cfa
 from library.ops.develop import camera_rgb_to_balanced_lin_rec2020
@@ -143,7 +144,7 @@ def test_a_camera_without_colour_matrix_and_white_balance_still_gives_files(
 ) -> None:
     unknown = replace(raw, xyz_to_camera=None, as_shot_white_balance=None)
     for name, cls in ENCODERS.items():
-        encoder = cls(unknown, unknown.metadata())
+        encoder = cls(RawSource(unknown), unknown.metadata())
         samples = encoder.encode(torch.full((3, 4, 6), 0.5), 0, 0)
         encoder.write(tmp_path / f"{name}{cls.suffix}", samples)
         assert (tmp_path / f"{name}{cls.suffix}").stat().st_size > 100
