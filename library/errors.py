@@ -6,7 +6,8 @@
     ├── ImageFileError     an EXR, TIFF or picture that cannot be read or written
     ├── DataError          a folder of images, a store or a camera table that cannot be used
     ├── CheckpointError    a training state that is damaged or belongs to another run
-    └── BundleError        a bundle that is damaged, unknown, or does not reproduce its golden tiles
+    ├── BundleError        a bundle that is damaged, unknown, or does not reproduce its golden tiles
+    └── StreamFileError    a compressed file that is damaged, of an unknown format, or made by a model not at hand
 
 Every message says what is wrong, where, and what to do. Faults of our own are `assert`s, not these.
 """
@@ -57,3 +58,7 @@ class CheckpointError(_FileError):
 
 class BundleError(_FileError):
     """A bundle that is damaged, of an unknown format, or does not reproduce its golden tiles."""
+
+
+class StreamFileError(_FileError):
+    """A compressed file that is damaged, of an unknown format, or made by a model that is not at hand."""
