@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Train raw-image denoisers on Ray and run them over whole archives of raw files.
+    help="""Train raw-image denoisers and raw codecs on Ray and run them over whole archives of raw files.
 
     Start with `make demo`, or look at a raw of yours: `stillgrain inspect photo.cr2`.
 
@@ -138,6 +138,97 @@ def denoise(
     raise typer.Exit(summary.exit_code)
 
 
+@app.command(epilog="Example: `stillgrain encode IMG_0001.CR2 -o IMG_0001.sgr --bundle runs/codec/bundle --quality 32`")
+def encode(
+    raw: Annotated[Path, typer.Argument(metavar="RAW", help="A raw file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The compressed file: NAME.sgr.")],
+    bundle: BundlePath,
+    quality: Annotated[
+        int | None, typer.Option("--quality", "-q", metavar="0..63", help="0 gives the smallest file.")
+    ] = None,
+    bpp: Annotated[
+        float | None, typer.Option(metavar="R", help="Instead: bits of the file per photosite to aim at.")
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(min=0, max=1, help="Of denoising: 0 keeps the noise as it is, 1 removes it.")
+    ] = 1.0,
+    noise: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="A B", help="Variance A x + B; left out, the file's NoiseProfile or an estimate."),
+    ] = None,
+    tile: Annotated[int, typer.Option(help="Photosites a side that can be decoded alone; a power of two.")] = 512,
+    thumbnail: Annotated[bool, typer.Option("--thumbnail", help="Put a small JPEG into the file.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read the file back and decode every tile.")] = False,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Compress a raw file: denoised, demosaiced and coded by one network. Says the bits that are on disk."""
+    from library.codec_bundle import load_codec
+    from library.inference.codec import CodecEngine, encode_file
+
+    engine = CodecEngine(load_codec(bundle), device=device)
+    with _busy(f"encoding {raw.name}"):
+        encoded = encode_file(
+            raw,
+            output,
+            engine,
+            quality=quality,
+            bpp=bpp,
+            strength=strength,
+            noise=noise,
+            tile=tile,
+            thumbnail=thumbnail,
+            verify=verify,
+        )
+    typer.echo(f"{encoded}{', verified' if verify else ''}")
+
+
+@app.command(epilog="Example: `stillgrain decode IMG_0001.sgr -o IMG_0001.dng --bundle runs/codec/bundle`")
+def decode(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="NAME.sgr.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", help="Its suffix says what: .dng, .exr, .tiff, .png.")
+    ],
+    bundle: BundlePath,
+    mosaic: Annotated[bool, typer.Option("--mosaic", help="For .dng: a mosaic, not a picture.")] = False,
+    region: Annotated[
+        str | None, typer.Option(metavar="TOP,LEFT,HEIGHT,WIDTH", help="Only this part, in photosites.")
+    ] = None,
+    salvage: Annotated[
+        bool, typer.Option("--salvage", help="Decode what is whole of a damaged file; the rest becomes flat.")
+    ] = False,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Make a picture of a compressed raw. It needs the bundle that made the file."""
+    from library.codec_bundle import load_codec
+    from library.inference.codec import CodecEngine, decode_file, format_of, parse_region
+
+    output_format = format_of(output, mosaic=mosaic)
+    engine = CodecEngine(load_codec(bundle), device=device)
+    with _busy(f"decoding {file.name}"):
+        decoded = decode_file(
+            file, {output_format: output}, engine, region=parse_region(region) if region else None, salvage=salvage
+        )
+    typer.echo(str(decoded))
+    raise typer.Exit(1 if decoded.damaged_tiles else 0)
+
+
+@app.command(epilog="Example: `stillgrain info IMG_0001.sgr --json | jq .sizes`")
+def info(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="NAME.sgr.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Also read every tile and check it.")] = False,
+) -> None:
+    """Show what is in a compressed file: picture, codec, sizes, camera. Needs no bundle."""
+    from library.inference.codec import describe_file
+
+    facts = describe_file(file, check=check)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        _print_facts(facts)
+    raise typer.Exit(1 if facts.get("damaged_tiles") else 0)
+
+
 @app.command(epilog="Example: `stillgrain report runs/demo --evaluation runs/demo/evaluation`")
 def report(
     run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a training run, or its URI.")],
@@ -173,7 +264,7 @@ def version() -> None:
     """Print the versions that results depend on."""
     import importlib.metadata
 
-    from library.bundle import library_versions
+    from library.sealed import library_versions
 
     _print_facts({"stillgrain": importlib.metadata.version("stillgrain"), **library_versions()})
 
@@ -183,9 +274,9 @@ def bundle_show(
     bundle: str, as_json: Annotated[bool, typer.Option("--json", help="The whole manifest.")] = False
 ) -> None:
     """Show what a bundle is: model, contract, metrics, origin."""
-    from library.bundle import load_bundle
+    from library.codec_bundle import load_any
 
-    manifest = load_bundle(bundle).manifest
+    manifest = load_any(bundle).manifest
     if as_json:
         typer.echo(json.dumps(manifest, indent=2))
     else:
@@ -195,17 +286,17 @@ def bundle_show(
 @bundle_app.command("verify", epilog="Example: `stillgrain bundle verify runs/demo/bundle`")
 def bundle_verify(bundle: str) -> None:
     """Check every hash of a bundle and reproduce its golden tiles on this machine."""
-    from library.bundle import load_bundle
+    from library.codec_bundle import load_any
 
     with _busy("verifying"):
-        loaded = load_bundle(bundle)
+        loaded = load_any(bundle)
     typer.echo(f"{bundle}: verified, {loaded.name} sha256:{loaded.digest}")
 
 
 @bundle_app.command("pack", epilog="Example: `stillgrain bundle pack runs/demo/bundle demo.zip`")
 def bundle_pack(bundle: str, archive: Path) -> None:
     """Zip a verified bundle into one file, which every command takes in place of the folder."""
-    from library.bundle import pack_bundle
+    from library.codec_bundle import pack_bundle
 
     with _busy("packing"):
         pack_bundle(bundle, archive)

@@ -27,6 +27,7 @@ DIRECTIONS: dict[str, Direction] = {
     "mse": "min",
     "charbonnier": "min",
     "bpp": "min",
+    "rate_gap": "min",
 }
 """By the stem of a metric's name, which way is better."""
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from library.bundle import load_bundle, pack_bundle
+from library.bundle import load_bundle
+from library.codec_bundle import pack_bundle
 from library.files.exr import read_exr
 from library.files.raw import read_raw
 from library.inference.denoise import denoise_raw

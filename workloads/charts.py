@@ -1,14 +1,15 @@
-"""Charts on pages: values over optimizer updates, all of one look, as SVG inside the page."""
+"""Charts on pages: values over optimizer updates or over rate, all of one look, as SVG inside the page."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 INK, AXIS, _GRID = "#1f2428", "#8b949a", "#d5d9dc"
 _MOST_MARKED = 30
@@ -41,6 +42,25 @@ def add_line(axes: Axes, points: Sequence[tuple[int, float]], label: str, *, col
         markersize=3,
         label=label,
     )
+
+
+def add_rate_curve(axes: Axes, points: Mapping[str, tuple[float, float]], *, color: str) -> None:
+    """A line of quality over rate, the rate in its logarithm, each point with its name. The x axis becomes the rate.
+
+    points  bpp above 0 and a finite value by name, in the order in which the line runs
+    """
+    rates, values = zip(*points.values(), strict=True)
+    axes.plot(rates, values, color=color, linewidth=1.6, marker="o", markersize=4)
+    for name, point in points.items():
+        # To the lower right: a curve that rises leaves that side free.
+        axes.annotate(name, point, (5, -5), textcoords="offset points", color=INK, fontsize=9, va="top")
+    axes.set_xlabel("rate (bpp, log scale)", color=INK)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(which="minor", length=0)
+    axes.margins(x=0.12, y=0.14)
 
 
 def add_legend(axes: Axes) -> None:

@@ -16,12 +16,13 @@ import yaml
 from pydantic import Field, model_validator
 from upath import UPath
 
-from library.bundle import load_bundle
+from library.bundle import Bundle
+from library.codec_bundle import CodecBundle
 from library.config import Location, to_yaml
 from library.errors import ConfigError
 from library.files.atomic import whole_file
 from library.files.places import place
-from library.models.blocks.image_model import ImageModel
+from library.models.blocks.trainable import Trainable
 from library.training.checkpoint import checkpoints, read_progress
 from library.training.loop import TrainingConfig
 from library.training.recorder import Recorder, read_metrics
@@ -129,14 +130,15 @@ def run_worker(job: dict[str, Any], world: World) -> None:
     workload.train(config, job["prepared"], recorder, world)
 
 
-def initial_weights(config: LaunchConfig, model: ImageModel) -> None:
+def initial_weights(config: LaunchConfig, model: Trainable, load: Callable[[UPath], Bundle | CodecBundle]) -> None:
     """Give a fresh model the weights that `start_from` names.
 
+    load    reads a bundle of the kind that is trained
     raises  ConfigError when they are another model's; BundleError when there is none
     """
     assert config.start_from is not None
     path = place(config.start_from)
-    bundle = load_bundle(path / "bundle" if (path / "run.yaml").exists() else path)
+    bundle = load(path / "bundle" if (path / "run.yaml").exists() else path)
     asked, there = (model_config.model_dump(mode="json") for model_config in (model.config, bundle.model.config))
     if asked != there:
         differing = [

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +20,9 @@ from upath import UPath
 from library.errors import DataError
 from library.files.places import place
 from library.inference.ledger import Entry, Ledger
+from library.rate_distortion import decibels
 from library.training.recorder import read_metrics
-from workloads.charts import AXIS, add_legend, add_line, data_uri, new_axes, svg
+from workloads.charts import AXIS, add_legend, add_line, add_rate_curve, data_uri, new_axes, svg
 from workloads.evaluate import METHODS, METRICS, Evaluation, format_metric
 from workloads.templates import write_page
 
@@ -26,7 +30,9 @@ _DOMAINS = (
     "PSNR and MS-SSIM, developed: sRGB primaries and curve, clipped to [0, 1], peak 1. PSNR, linear: linear Rec.2020, "
     "unclipped, peak 1, the sensor's white. Pixels whose truth saturates do not count."
 )
-_ACCENT, _SECOND = "#1c6570", "#b5651d"
+_BPP = "bpp: estimated bits per photosite of the mosaic; of a codec for linear pictures, per pixel."
+_COLORS = ("#1c6570", "#b5651d", "#6a3d8a", "#2f7d32")
+_LINESTYLES = ("-", "--", ":")
 _LARGEST_PICTURE = 256
 _LARGEST_TABLE = 200
 
@@ -68,20 +74,24 @@ def write_run_report(
     folder = place(run_folder)
     manifest = _json(folder / "bundle" / "manifest.json")
     metrics = read_metrics(folder)
+    model = _MODELS[manifest.get("type", "denoiser")](manifest) if manifest else None
     config = folder / "run.yaml"
     return write_page(
         folder / "report.html",
         "report.html.j2",
         title=folder.name,
-        summary=_summary(manifest, metrics),
-        tiles=_tiles(manifest),
+        summary=_summary(manifest, model, metrics),
+        tiles=model.tiles if model else [],
         evaluation=_evaluation(Path(evaluation)) if evaluation else None,
+        rate_distortion=_rate_distortion(manifest),
         curves=_curves(metrics, manifest.get("step")),
         scenes=_validation_scenes(folder / "images"),
-        model=_model_facts(manifest),
+        scenes_note=model.scenes_note if model else "",
+        model=model.facts if model else [],
         archives=[_archive(Path(archive)) for archive in archives],
         steps=[(step.command, _duration(step.seconds)) for step in steps],
         config=config.read_text(encoding="utf-8") if config.exists() else None,
+        bpp=_BPP,
         domains=_DOMAINS,
     )
 
@@ -93,45 +103,116 @@ def _json(path: UPath) -> dict[str, Any]:
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
-def _summary(manifest: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:
+class _Model(NamedTuple):
+    """What the page says of a bundle, in the words of its type."""
+
+    kind: str
+    """As in "A ... , trained for 100 steps"."""
+    tiles: list[tuple[str, str, str]]
+    """Label, value and unit of what is told first."""
+    facts: list[tuple[str, str]]
+    scenes_note: str = ""
+    """What to know about the validation scenes' pictures."""
+
+
+def _summary(manifest: Mapping[str, Any], model: _Model | None, metrics: Sequence[Mapping[str, Any]]) -> str:
     steps = max((line["step"] for line in metrics), default=0)
-    if not manifest:
+    if model is None:
         return f"A training run after {steps:,} steps, without a bundle yet."
     return (
-        f"A {manifest['model']['kind']} raw denoiser, trained for {steps:,} steps; "
+        f"{model.kind}, trained for {steps:,} steps; "
         f"its bundle holds the weights of step {manifest['step']:,}, the best in validation."
     )
 
 
-def _tiles(manifest: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    if not manifest:
-        return []
-    validation = {name.removeprefix("val/"): value for name, value in manifest["metrics"].items()}
-    named = {"psnr": ("Validation PSNR, developed", "dB"), "ms_ssim": ("Validation MS-SSIM", "")}
-    named |= {"psnr.linear": ("Validation PSNR, linear", "dB")}
+def _denoiser(manifest: Mapping[str, Any]) -> _Model:
+    geometry = manifest["geometry"]
+    return _Model(
+        kind=f"A {manifest['model']['kind']} raw denoiser",
+        tiles=[
+            *_picture_tiles(manifest["metrics"], "", ""),
+            ("Parameters", f"{manifest['num_parameters']:,}", ""),
+            ("Cost per pixel", *_kilo_macs(manifest["macs_per_pixel"])),
+        ],
+        facts=[
+            ("Model", manifest["model"]["kind"]),
+            ("Parameters", f"{manifest['num_parameters']:,}"),
+            ("Multiply-accumulates per output pixel", f"{manifest['macs_per_pixel']:,.0f}"),
+            ("Halo (context a tile needs)", f"{geometry['halo']} input pixels"),
+            ("Lattice (tile origins are its multiples)", f"{geometry['lattice']} input pixels"),
+            ("Input", _input(manifest)),
+            ("Output", f"{manifest['output']['space']}, {manifest['output']['gain']} scale"),
+            *_origin(manifest),
+        ],
+    )
+
+
+def _codec(manifest: Mapping[str, Any]) -> _Model:
+    geometry, macs, metrics = manifest["geometry"], manifest["macs_per_pixel"], manifest["metrics"]
+    qualities = _qualities(metrics)
+    middle = f"q{qualities[len(qualities) // 2]}" if qualities else ""
+    suffix, at = (f".{middle}", f", at {middle}") if middle else ("", "")
+    rate, gap = metrics.get(f"val/bpp{suffix}"), metrics.get("val/rate_gap")
+    choice = f"{manifest['num_qualities']} qualities" if manifest["num_qualities"] > 1 else "one rate"
+    return _Model(
+        kind=f"A {manifest['model']['kind']} codec of {choice}",
+        tiles=[
+            *([(f"Validation rate{at}", f"{rate:#.3g}", "bpp")] if rate is not None else []),
+            *_picture_tiles(metrics, suffix, at),
+            *([("Coded bytes, against estimate", f"{100 * gap:+.2f}", "%")] if gap is not None else []),
+            ("Encoding, per pixel", *_kilo_macs(macs["encoder"] + macs["entropy"])),
+            ("Decoding, per pixel", *_kilo_macs(macs["decoder"] + macs["entropy"])),
+        ],
+        facts=[
+            ("Model", manifest["model"]["kind"]),
+            ("Rates of one network", choice),
+            ("Parameters", f"{manifest['num_parameters']:,}"),
+            (
+                "Multiply-accumulates per output pixel",
+                ", ".join(f"{part} {macs[part]:,.0f}" for part in ("encoder", "decoder", "entropy")),
+            ),
+            ("Analysis reach (context a latent needs)", f"{geometry['analysis_reach']} input pixels"),
+            ("Synthesis reach (latents around a pixel's own)", str(geometry["synthesis_reach"])),
+            ("Stride (from latent to latent)", f"{geometry['stride']} input pixels"),
+            ("Lattice (tile origins are its multiples)", f"{geometry['lattice']} input pixels"),
+            ("Input", _input(manifest)),
+            ("Output", manifest["output"]["space"]),
+            ("Codec (what its files are decoded with)", manifest["codec_digest"]),
+            *_origin(manifest),
+        ],
+        scenes_note=f"Decoded from quality {middle[1:]}." if middle else "",
+    )
+
+
+_MODELS = {"denoiser": _denoiser, "codec": _codec}
+"""By the manifest's type."""
+
+
+def _picture_tiles(metrics: Mapping[str, float], suffix: str, at: str) -> list[tuple[str, str, str]]:
+    """How good the validation's pictures are, in what was measured.
+
+    suffix  of the metrics' names: ".q24", or nothing
+    at      the same in words, for the labels
+    """
+    named = {"psnr": ("PSNR, developed", "dB"), "ms_ssim": ("MS-SSIM", ""), "psnr.linear": ("PSNR, linear", "dB")}
     return [
-        *(
-            (label, format_metric(name, validation[name]), unit)
-            for name, (label, unit) in named.items()
-            if name in validation
-        ),
-        ("Parameters", f"{manifest['num_parameters']:,}", ""),
-        ("Cost per pixel", f"{manifest['macs_per_pixel'] / 1e3:,.2f}", "kMAC"),
+        (f"Validation {label}{at}", format_metric(name, metrics[f"val/{name}{suffix}"]), unit)
+        for name, (label, unit) in named.items()
+        if f"val/{name}{suffix}" in metrics
     ]
 
 
-def _model_facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    if not manifest:
-        return []
-    source, geometry = manifest["input"], manifest["geometry"]
+def _kilo_macs(macs: float) -> tuple[str, str]:
+    return f"{macs / 1e3:,.2f}", "kMAC"
+
+
+def _input(manifest: Mapping[str, Any]) -> str:
+    return f"{manifest['input']['channels']} channels, {manifest['input']['range']}"
+
+
+def _origin(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where a bundle comes from."""
     return [
-        ("Model", manifest["model"]["kind"]),
-        ("Parameters", f"{manifest['num_parameters']:,}"),
-        ("Multiply-accumulates per output pixel", f"{manifest['macs_per_pixel']:,.0f}"),
-        ("Halo (context a tile needs)", f"{geometry['halo']} input pixels"),
-        ("Lattice (tile origins are its multiples)", f"{geometry['lattice']} input pixels"),
-        ("Input", f"{source['channels']} channels, {source['range']}"),
-        ("Output", f"{manifest['output']['space']}, {manifest['output']['gain']} scale"),
         ("Trained on", manifest["data_digest"]),
         ("Bundle", f"{manifest['name']} sha256:{manifest['digest'][:16]}"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())),
@@ -139,10 +220,15 @@ def _model_facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _qualities(names: Iterable[str]) -> list[int]:
+    """At which a codec of many was validated, rising: 24 for `val/bpp.q24`. None for a codec of one rate."""
+    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"val/bpp\.q(\d+)", name)))
+
+
 def _validation_scenes(images: UPath) -> list[dict[str, Any]]:
-    roles = {"noisy": "Noisy (Malvar demosaic)", "denoised": "Denoised", "truth": "Truth"}
+    roles = {"noisy": "Noisy (Malvar demosaic)", "denoised": "Denoised", "decoded": "Decoded", "truth": "Truth"}
     files = images.iterdir() if images.is_dir() else ()
-    names = sorted(f.name.removesuffix("_denoised.png") for f in files if f.name.endswith("_denoised.png"))
+    names = sorted(f.name.removesuffix("_truth.png") for f in files if f.name.endswith("_truth.png"))
     return [
         {
             "name": name,
@@ -163,29 +249,71 @@ def _curves(metrics: Sequence[Mapping[str, Any]], best_step: int | None) -> list
     series: dict[str, list[tuple[int, float]]] = {}
     for line in metrics:
         series.setdefault(f"{line['split']}/{line['name']}", []).append((line["step"], line["value"]))
+    streams = {name: name.removeprefix("train/bpp.") for name in series if name.startswith("train/bpp.")}
+    # The highest first: so lie the lines, and so the legend.
+    by_quality = {f"val/psnr.q{quality}": f"q{quality}" for quality in reversed(_qualities(series))}
     charts = (
-        ("Training loss, mean since the line before", "loss", {"train/loss": "loss"}),
+        (
+            "Loss; in training, mean since the line before",
+            "loss",
+            {"train/loss": "training", "val/loss": "validation"},
+        ),
+        (
+            f"Rate in training by stream, mean since the line before. {_BPP}",
+            "rate (bpp)",
+            {"train/bpp": "total"} | streams,
+        ),
         ("PSNR on the validation scenes", "PSNR (dB)", {"val/psnr": "developed", "val/psnr.linear": "linear"}),
+        ("PSNR on the validation scenes by quality, developed", "PSNR (dB)", by_quality),
         ("MS-SSIM on the validation scenes, developed", "MS-SSIM", {"val/ms_ssim": "MS-SSIM"}),
     )
     curves = []
     for note, label, names in charts:
-        lines = {legend: series[name] for name, legend in names.items() if name in series}
-        if lines:
-            chart = _chart(label, lines, None if label == "loss" else best_step)
+        shown = {name: legend for name, legend in names.items() if name in series}
+        if shown:
+            lines = {legend: series[name] for name, legend in shown.items()}
+            is_validated = any(name.startswith("val/") for name in shown)
+            chart = _chart(label, lines, best_step if is_validated else None)
             curves.append({"source": chart, "label": note, "note": note})
     return curves
 
 
 def _chart(label: str, lines: Mapping[str, list[tuple[int, float]]], best_step: int | None) -> str:
     axes = new_axes(label)
-    for (legend, points), color in zip(lines.items(), (_ACCENT, _SECOND), strict=False):
-        add_line(axes, points, legend, color=color)
+    looks = itertools.cycle(itertools.product(_LINESTYLES, _COLORS))
+    for (legend, points), (linestyle, color) in zip(lines.items(), looks, strict=False):
+        add_line(axes, points, legend, color=color, linestyle=linestyle)
     if best_step is not None:
         axes.axvline(best_step, color=AXIS, linewidth=0.9, linestyle=(0, (4, 3)), label="published")
+    if best_step is not None or len(lines) > 1:
         add_legend(axes)
     axes.set_xlim(0, max(step for points in lines.values() for step, _ in points) * 1.03)
     return svg(axes)
+
+
+def _rate_distortion(manifest: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Quality over rate of the published weights, where they were validated at two qualities or more."""
+    metrics = manifest.get("metrics", {})
+    charts = (
+        ("psnr", "PSNR on the validation scenes, developed", "PSNR (dB)"),
+        ("ms_ssim", "MS-SSIM on the validation scenes, developed; in dB: -10 log10(1 - MS-SSIM)", "MS-SSIM (dB)"),
+    )
+    curves = []
+    for metric, note, label in charts:
+        points = {
+            f"q{quality}": (
+                metrics[f"val/bpp.q{quality}"],
+                float(decibels(metric, metrics[f"val/{metric}.q{quality}"])),
+            )
+            for quality in _qualities(metrics)
+        }
+        # A log axis has no place for a rate of 0, nor any for a picture without error.
+        points = {name: point for name, point in points.items() if point[0] > 0 and all(map(math.isfinite, point))}
+        if len(points) > 1:
+            axes = new_axes(label)
+            add_rate_curve(axes, points, color=_COLORS[0])
+            curves.append({"source": svg(axes), "label": note, "note": note})
+    return curves
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from library.bundle import OutputGain, load_bundle, pack_bundle, write_bundle
+from library.bundle import OutputGain, load_bundle, write_bundle
+from library.codec_bundle import pack_bundle
 from library.errors import BundleError
 from library.inference.verify import verify_tiling
 from library.models import demosaic, nafnet

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
+import json
 import re
 import shutil
 import xml.etree.ElementTree
@@ -14,6 +16,8 @@ import pytest
 from PIL import Image
 
 from library.bundle import write_bundle
+from library.codec_bundle import CodecBundle, write_codec_bundle
+from library.codecs import balle_manypriors, rawcodec
 from library.errors import DataError
 from library.files.picture import write_png
 from library.inference.ledger import Entry, Ledger, Status
@@ -22,6 +26,7 @@ from library.training.recorder import Recorder
 from workloads.evaluate import Evaluation
 from workloads.report import Step, read_steps, write_run_report
 
+QUALITIES = (8, 24, 40, 56)
 VOID = {"meta", "img", "br", "input", "link", "hr"}
 
 
@@ -61,6 +66,16 @@ class Page(HTMLParser):
         return [attributes for tag, attributes in self.tags if tag == "img"]
 
 
+def svg_texts(page: Page) -> dict[str, list[str]]:
+    """By what each chart is of, the texts in it: matplotlib draws them as paths, and names each in a comment."""
+    texts = {}
+    for image in page.images:
+        head, _, content = (image["src"] or "").partition(";base64,")
+        if head == "data:image/svg+xml":
+            texts[image["alt"] or ""] = re.findall("<!-- (.+?) -->", base64.b64decode(content).decode())
+    return texts
+
+
 def picture(seed: int, side: int = 40) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, (side, side, 3)).astype(np.uint8)
 
@@ -89,6 +104,44 @@ def run_folder(tmp_path: Path, bundle: Path) -> Path:
         for role in ("noisy", "denoised", "truth"):
             write_png(folder / "images" / f"{scene}_{role}.png", picture(number))
     (folder / "run.yaml").write_text("workload: denoise\nname: quiet-run\n")
+    return folder
+
+
+def codec_metrics(step: int) -> dict[str, float]:
+    """Of a codec of many qualities, which improves."""
+    metrics = {"loss": 20 / step, "rate_gap": 0.0042}
+    for number, quality in enumerate(QUALITIES):
+        metrics |= {f"bpp.q{quality}": 0.1234 * 2.5**number, f"psnr.q{quality}": 25 + 3 * number + step / 60}
+        metrics |= {f"ms_ssim.q{quality}": 0.9 + 0.025 * number, f"psnr.linear.q{quality}": 35.0 + number}
+    return metrics
+
+
+@pytest.fixture(scope="module")
+def codec_bundle(tmp_path_factory: pytest.TempPathFactory) -> CodecBundle:
+    sizes = {"width": 8, "latents": 8, "hyper_latents": 4, "encoder_blocks": 1, "decoder_blocks": 1}
+    model = rawcodec.Config.model_validate(sizes).build()
+    metrics = {f"val/{name}": value for name, value in codec_metrics(40).items()}
+    folder = tmp_path_factory.mktemp("codec") / "bundle"
+    return write_codec_bundle(folder, model, name="c", training={}, data_digest="d", metrics=metrics, step=40)
+
+
+@pytest.fixture
+def codec_folder(tmp_path: Path, codec_bundle: CodecBundle) -> Path:
+    """What the training of a codec of many qualities leaves."""
+    folder = tmp_path / "codec-run"
+    recorder = Recorder(folder)
+    recorder.start(0)
+    for step in (20, 40, 60):
+        streams = {"bpp.z": 0.05, "bpp.y1": 8 / step, "bpp.y2": 5 / step}
+        losses = {"loss": 30 / step, "bpp": sum(streams.values()), **streams, "distortion": 0.1, "mse": 0.1}
+        recorder.log(step, "train", losses | {"lmbda": 700.0, "lr": 1e-3})
+        recorder.log(step, "val", codec_metrics(step))
+    recorder.close()
+    shutil.copytree(codec_bundle.path, folder / "bundle")
+    for number, scene in enumerate(("harbour", "night_market")):
+        for role in ("noisy", "decoded", "truth"):
+            write_png(folder / "images" / f"{scene}_{role}.png", picture(number))
+    (folder / "run.yaml").write_text("workload: compress\nname: codec-run\n")
     return folder
 
 
@@ -142,6 +195,89 @@ def test_a_page_without_any_extras_holds_the_run(run_folder: Path):
     assert "classical" not in page.text
     assert "Archive" not in page.text
     assert [image["alt"] for image in page.images[-6:]] == ["Noisy (Malvar demosaic)", "Denoised", "Truth"] * 2
+
+
+def test_a_codec_is_told_by_its_middle_quality(codec_folder: Path, codec_bundle: CodecBundle):
+    page = Page(write_run_report(codec_folder))
+    assert page.texts[2].startswith(
+        "A rawcodec codec of 64 qualities, trained for 60 steps; its bundle holds the weights"
+    )
+    macs = codec_bundle.model.macs_per_pixel
+    start = page.texts.index("Validation rate, at q40")
+    assert page.texts[start : start + 21] == [
+        *("Validation rate, at q40", "0.771", "bpp"),
+        *("Validation PSNR, developed, at q40", "31.67", "dB"),
+        *("Validation MS-SSIM, at q40", "0.9500"),
+        *("Validation PSNR, linear, at q40", "37.00", "dB"),
+        *("Coded bytes, against estimate", "+0.42", "%"),
+        *("Encoding, per pixel", f"{(macs['encoder'] + macs['entropy']) / 1e3:,.2f}", "kMAC"),
+        *("Decoding, per pixel", f"{(macs['decoder'] + macs['entropy']) / 1e3:,.2f}", "kMAC"),
+        "Rate and distortion",
+    ]
+
+
+def test_the_facts_of_a_codec_are_those_of_its_geometry(codec_folder: Path, codec_bundle: CodecBundle):
+    texts = Page(write_run_report(codec_folder)).texts
+    facts = dict(itertools.pairwise(texts))
+    model = codec_bundle.model
+    assert facts["Analysis reach (context a latent needs)"] == f"{model.analysis_reach} input pixels"
+    assert facts["Synthesis reach (latents around a pixel's own)"] == str(model.synthesis_reach)
+    assert facts["Stride (from latent to latent)"] == f"{model.stride} input pixels"
+    assert facts["Parameters"] == f"{model.num_parameters:,}"
+    assert facts["Codec (what its files are decoded with)"] == codec_bundle.codec_digest.hex()
+    assert not any("Halo" in text for text in texts)
+
+
+def test_a_codec_shows_what_it_decoded_and_from_which_quality(codec_folder: Path):
+    page = Page(write_run_report(codec_folder))
+    assert [image["alt"] for image in page.images[-6:]] == ["Noisy (Malvar demosaic)", "Decoded", "Truth"] * 2
+    assert "Decoded from quality 40." in page.text
+    assert "Denoised" not in page.text
+
+
+def test_a_codec_has_curves_of_its_streams_and_qualities_and_one_of_quality_over_rate(codec_folder: Path):
+    over_rate, in_decibels, loss, rate, psnr = svg_texts(Page(write_run_report(codec_folder))).values()
+    by_rate = [f"q{quality}" for quality in QUALITIES]
+    for texts in (over_rate, in_decibels):
+        assert "rate (bpp, log scale)" in texts
+        assert [text for text in texts if text.startswith("q")] == by_rate
+    assert [text for text in psnr if text.startswith("q")] == by_rate[::-1]
+    assert rate[-4:] == ["total", "z", "y1", "y2"]
+    assert loss[-3:] == ["training", "validation", "published"]
+
+
+def test_one_quality_makes_no_curve_over_rate(codec_folder: Path):
+    """Nor does a second one that has no place on a log axis, since it costs nothing."""
+    manifest = codec_folder / "bundle" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["metrics"] = {"val/bpp.q8": 0.0, "val/psnr.q8": 20.0, "val/ms_ssim.q8": 0.8} | {
+        name: value for name, value in content["metrics"].items() if name.endswith("q24")
+    }
+    manifest.write_text(json.dumps(content))
+    page = Page(write_run_report(codec_folder))
+    assert "Rate and distortion" not in page.text
+    assert "Validation rate, at q24" in page.text
+
+
+def test_a_codec_of_one_rate_names_no_quality(codec_folder: Path):
+    model = balle_manypriors.Config(hidden=4, latents=4, num_priors=2).build()
+    metrics = {"val/loss": 1.0, "val/bpp": 1.5, "val/psnr": 30.0, "val/psnr.linear": 36.0, "val/ms_ssim": 0.95}
+    shutil.rmtree(codec_folder / "bundle")
+    write_codec_bundle(codec_folder / "bundle", model, name="c", training={}, data_digest="d", metrics=metrics, step=40)
+    page = Page(write_run_report(codec_folder))
+    assert "A balle_manypriors codec of one rate, trained for 60 steps" in page.text
+    start = page.texts.index("Validation rate")
+    assert page.texts[start + 1 : start + 5] == ["1.50", "bpp", "Validation PSNR, developed", "30.00"]
+    assert "Decoded from quality" not in page.text
+    assert "Rate and distortion" not in page.text
+
+
+def test_a_codec_without_a_bundle_yet_has_its_curves(codec_folder: Path):
+    shutil.rmtree(codec_folder / "bundle")
+    loss, rate, psnr = svg_texts(Page(write_run_report(codec_folder))).values()
+    assert "total" in rate
+    assert "q56" in psnr
+    assert "published" not in loss + psnr
 
 
 def test_nothing_is_fetched_from_anywhere(run_folder: Path, evaluation: Path):

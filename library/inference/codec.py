@@ -1,0 +1,564 @@
+"""A raw file in, an `.sgr` file out, and back: the same code with and without Ray.
+
+The picture's latents are computed window by window with a halo, so that they are those of the whole picture; the tiles
+of the file hold latents, each tile coded by itself. A decoder puts the latents of all tiles it needs side by side and
+synthesises across their borders: there is no seam, and nothing is blended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from library.codec_bundle import CodecBundle
+from library.entropy.rans import CorruptStreamError
+from library.errors import ConfigError, ImageFileError, StreamFileError
+from library.files.metadata import ImageMetadata
+from library.files.raw import RawImage, read_raw
+from library.files.sgr.container import DamagedTileError, SgrFile, StreamSizes, TileRecord, write_sgr
+from library.files.sgr.header import HEADER_LENGTH, StreamHeader, index_entry
+from library.files.sgr.metadata import FileMetadata
+from library.inference.develop import develop_raw
+from library.inference.engine import Patch
+from library.inference.outputs import Format, Written, exposure_of, upright, write_outputs
+from library.models.blocks.codec import Conditions, stabilizer_offset
+from library.models.blocks.latent_coding import decode_tiles, encode_tiles
+from library.ops.cfa import mirror_pad, pack_cfa, pad_to_rggb, rggb_offset
+from library.ops.levels import normalize_levels
+from library.ops.noise_estimate import estimate_noise
+from library.ops.tiles import plan_tiles
+
+DEFAULT_TILE = 512
+_WINDOW = 512
+"""Packed pixels a side that are transformed at a time; memory grows with its square, the result stays."""
+_RECORD_OVERHEAD = 24
+_THUMBNAIL_SIDE = 256
+_MOST_PROBES = 8
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of a raw."""
+
+    path: str
+    sizes: StreamSizes
+    quality: int
+    photosites: int
+    estimated_bits: float
+    """Of the streams, by the model's own probabilities."""
+
+    @property
+    def bpp(self) -> float:
+        """Bits of the file per photosite; metadata and thumbnail are left out."""
+        return 8 * (self.sizes.total - self.sizes.metadata - self.sizes.thumbnail) / self.photosites
+
+    @property
+    def stream_bits(self) -> int:
+        """Bits of the entropy-coded streams as they are in the file."""
+        return 8 * sum(self.sizes.passes)
+
+    def __str__(self) -> str:
+        gap = self.stream_bits / max(self.estimated_bits, 1) - 1
+        return (
+            f"{self.path}: {self.sizes.total:,} bytes, quality {self.quality}, {self.bpp:.4f} bpp "
+            f"(streams {100 * gap:+.2f} % over the model's estimate)"
+        )
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Files made of an `.sgr`, and tiles that could not be decoded."""
+
+    written: list[Written]
+    damaged_tiles: list[int]
+
+    def __str__(self) -> str:
+        lines = [written.path for written in self.written]
+        if self.damaged_tiles:
+            lines.append(f"tiles {', '.join(map(str, self.damaged_tiles))} are damaged, and flat in the picture")
+        return "\n".join(lines)
+
+
+class _Grid(NamedTuple):
+    """Tiles of a coded picture: those of the file, the last ones stretched to what padding added."""
+
+    rows: list[tuple[int, int]]
+    columns: list[tuple[int, int]]
+
+    @staticmethod
+    def of(header: StreamHeader, height: int, width: int) -> _Grid:
+        """height, width: photosites of the padded picture."""
+
+        def spans(number: int, side: int) -> list[tuple[int, int]]:
+            return [(i * header.tile, side if i == number - 1 else (i + 1) * header.tile) for i in range(number)]
+
+        rows, columns = header.tile_grid
+        return _Grid(spans(rows, height), spans(columns, width))
+
+    def spans_of(self, index: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        row, column = divmod(index, len(self.columns))
+        return self.rows[row], self.columns[column]
+
+    def by_shape(self, indices: Sequence[int]) -> dict[tuple[int, int], list[int]]:
+        """Tiles of one shape can be coded together."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index in indices:
+            (top, bottom), (left, right) = self.spans_of(index)
+            groups.setdefault((bottom - top, right - left), []).append(index)
+        return groups
+
+
+class CodecEngine:
+    """A codec's bundle that codes and decodes raws.
+
+    device  of the transforms; what must be exact is so on any
+    """
+
+    def __init__(self, bundle: CodecBundle, *, device: str = "cpu") -> None:
+        self.bundle = bundle
+        self.model = bundle.model.to(torch.device(device))
+        self.side = self.model.lattice * self.model.scale
+        """Photosites that a coded picture's sides are multiples of."""
+
+    # --- encoding ---------------------------------------------------------------------------------------------------
+
+    def encode_raw(
+        self,
+        raw: RawImage,
+        path: str | Path,
+        *,
+        quality: int | None = None,
+        bpp: float | None = None,
+        strength: float = 1.0,
+        noise: tuple[float, float] | None = None,
+        tile: int = DEFAULT_TILE,
+        thumbnail: bool = False,
+    ) -> Encoded:
+        """Write a raw as `.sgr`, whole or not at all.
+
+        quality   0 to 63; or else
+        bpp       bits of the file per photosite to come as near to as qualities allow, within about 3 %
+        strength  0 keeps the noise as it is, 1 removes it
+        noise     (a, b) of variance a * x + b; left out, the file's own NoiseProfile, or else estimated
+        tile      photosites a side that can be decoded alone, a power of two
+        raises    ConfigError for what this codec cannot do; RawFileError
+        """
+        self._check(quality, bpp, tile)
+        packed = self._packed(raw)
+        a, b = noise or _known_noise(raw) or estimate_noise(packed)
+        told = {"strength": strength, "a": a, "b": b}
+        header = StreamHeader(
+            width=raw.width,
+            height=raw.height,
+            layout="mosaic",
+            cfa=raw.cfa,
+            tile=tile,
+            num_passes=len(self.model.streams),
+            model_digest=self.bundle.codec_digest,
+            quality=quality or 0,
+            stabilizer=(float(stabilizer_offset(torch.tensor(a), torch.tensor(b))), 0.0),
+            noise=(a, b),
+            strength=strength,
+            black_level=tuple(raw.black_level.flatten().tolist()),
+            white_level=float(raw.white_level),
+        )
+        photosites = raw.width * raw.height
+        overhead = HEADER_LENGTH + header.num_tiles * (_RECORD_OVERHEAD + index_entry(header.num_passes).itemsize)
+
+        def coded(candidate: int) -> _Coded:
+            return self._coded(packed, dataclasses.replace(header, quality=candidate), **told)
+
+        if quality is None:
+            assert bpp is not None
+            header = dataclasses.replace(header, quality=_search_quality(coded, bpp * photosites / 8 - overhead, bpp))
+        streams = coded(header.quality)
+        metadata = FileMetadata(
+            original_sha256=raw.sha256,
+            original_name=Path(raw.path).name,
+            software="Stillgrain",
+            image=dataclasses.replace(raw.metadata(), noise_profile=None, denoised_by=self._signature(strength)),
+            exposure_ev=exposure_of(raw),
+            extra={"codec": self.bundle.name, "bundle_sha256": self.bundle.digest},
+        )
+        records = (TileRecord(i, header.quality, streams.tiles[i]) for i in range(header.num_tiles))
+        write_sgr(path, header, metadata, records, thumbnail=_thumbnail(raw) if thumbnail else None)
+        with SgrFile(path) as written:
+            return Encoded(str(path), written.sizes, header.quality, photosites, streams.estimated_bits)
+
+    def _check(self, quality: int | None, bpp: float | None, tile: int) -> None:
+        if (quality is None) == (bpp is None):
+            raise ConfigError("give either a quality (0 to 63) or the bits per photosite to aim at, not both")
+        if quality is not None and not 0 <= quality <= 63:
+            raise ConfigError(f"quality is {quality}, but must be from 0 (smallest file) to 63")
+        if bpp is not None and self.model.num_qualities == 1:
+            raise ConfigError(f"codec '{self.bundle.name}' has one rate, so no bpp can be aimed at: leave it out")
+        if tile < self.side or tile & (tile - 1):
+            raise ConfigError(f"tile is {tile}, but must be a power of two of at least {self.side} photosites")
+        if self.model.in_channels != 4:
+            raise ConfigError(
+                f"codec '{self.bundle.name}' takes linear pictures, not mosaics: use a raw codec's bundle"
+            )
+
+    def _signature(self, strength: float) -> str | None:
+        return f"{self.bundle.name} sha256:{self.bundle.digest}" if strength > 0 else None
+
+    def _packed(self, raw: RawImage) -> Tensor:
+        """(4, h, w) float32, the whole raw, padded by mirrored photosites to what the codec takes."""
+        mosaic = pad_to_rggb(torch.from_numpy(raw.mosaic), raw.cfa)
+        height, width = mosaic.shape
+        mosaic = mirror_pad(mirror_pad(mosaic, 0, 0, -height % self.side), 1, 0, -width % self.side)
+        black_level = torch.from_numpy(np.roll(raw.black_level, rggb_offset(raw.cfa), (0, 1)))
+        return pack_cfa(normalize_levels(mosaic, black_level, float(raw.white_level)))
+
+    @torch.no_grad()
+    def _latents(self, packed: Tensor, conditions: Conditions) -> Tensor:
+        """(1, latent_channels, h / stride, w / stride) of the whole picture, on the CPU."""
+        model, stride = self.model, self.model.stride
+        height, width = packed.shape[1:]
+        y = torch.empty(1, model.latent_channels, height // stride, width // stride)
+        halo = -(-model.analysis_reach // model.lattice) * model.lattice
+        window = max(model.lattice, _WINDOW // model.lattice * model.lattice)
+        for t in plan_tiles(height, width, tile=window, halo=halo, lattice=model.lattice):
+            x = packed[
+                None, :, t.window_rows.start : t.window_rows.stop, t.window_columns.start : t.window_columns.stop
+            ]
+            latents = model.analyze(x.to(model.device).contiguous(memory_format=torch.channels_last), conditions).cpu()
+            top, left = (
+                (t.rows.start - t.window_rows.start) // stride,
+                (t.columns.start - t.window_columns.start) // stride,
+            )
+            rows, columns = (slice(span.start // stride, span.stop // stride) for span in (t.rows, t.columns))
+            y[:, :, rows, columns] = latents[
+                :, :, top : top + rows.stop - rows.start, left : left + columns.stop - columns.start
+            ]
+        return y
+
+    def _coded(self, packed: Tensor, header: StreamHeader, *, strength: float, a: float, b: float) -> _Coded:
+        conditions = self._conditions(header)
+        y = self._latents(packed, conditions)
+        unit = self.model.stride * self.model.scale
+        grid = _Grid.of(header, y.shape[2] * unit, y.shape[3] * unit)
+        tiles: dict[int, tuple[bytes, ...]] = {}
+        bits = 0.0
+        for indices in grid.by_shape(range(header.num_tiles)).values():
+            for group in _groups(indices):
+                cut = [
+                    y[:, :, top // unit : bottom // unit, left // unit : right // unit]
+                    for (top, bottom), (left, right) in map(grid.spans_of, group)
+                ]
+                coded = encode_tiles(self.model, self.bundle.tables, torch.cat(cut).to(self.model.device), conditions)
+                tiles |= dict(zip(group, coded.streams, strict=True))
+                bits += float(coded.estimated_bits.sum())
+        return _Coded(tiles, bits)
+
+    def _conditions(self, header: StreamHeader) -> Conditions:
+        """As the file says; encoder and decoder ask the same header."""
+        a = header.noise[0] if header.noise is not None else 0.0
+        values = (float(header.quality), header.strength, a, header.stabilizer[0])
+        return Conditions(*(torch.tensor([value], dtype=torch.float32, device=self.model.device) for value in values))
+
+    # --- decoding ---------------------------------------------------------------------------------------------------
+
+    def check_made_by(self, file: SgrFile) -> None:
+        """Raises `StreamFileError` when another model made the file."""
+        if file.header.model_digest != self.bundle.codec_digest:
+            maker = file.metadata.extra.get("codec", "an unknown codec")
+            raise StreamFileError(
+                file.path,
+                f"was made by {maker} (codec {file.header.model_digest.hex()}), and {self.bundle.path} is codec "
+                f"{self.bundle.codec_digest.hex()}: give the bundle that made it",
+            )
+
+    def latents(self, file: SgrFile, indices: Sequence[int], *, salvage: bool = False) -> tuple[Tensor, list[int]]:
+        """(1, latent_channels, h, w) rounded latents of the whole picture, 0 outside of the tiles asked for.
+
+        salvage  leave out tiles that are damaged instead of raising `DamagedTileError` at the first
+        returns  also the tiles that were left out
+        """
+        header = file.header
+        conditions, unit = self._conditions(header), self.model.stride * self.model.scale
+        height, width = self._padded(header)
+        grid = _Grid.of(header, height, width)
+        y_hat = torch.zeros(1, self.model.latent_channels, height // unit, width // unit)
+        damaged: list[int] = []
+        for (tile_height, tile_width), members in grid.by_shape(indices).items():
+            for group in _groups(members):
+                found: list[tuple[int, tuple[bytes, ...]]] = []
+                for index in group:
+                    try:
+                        found.append((index, file.read_tile(index).passes))
+                    except DamagedTileError:
+                        if not salvage:
+                            raise
+                        damaged.append(index)
+                while found:
+                    try:
+                        decoded = decode_tiles(
+                            self.model,
+                            self.bundle.tables,
+                            [passes for _, passes in found],
+                            tile_height // unit,
+                            tile_width // unit,
+                            conditions,
+                        ).cpu()
+                    except CorruptStreamError as error:
+                        index, _ = found.pop(error.stream)
+                        if not salvage:
+                            raise DamagedTileError(file.path, index, f"does not decode: {error.reason}") from None
+                        damaged.append(index)
+                        continue
+                    for (index, _), latents in zip(found, decoded, strict=True):
+                        (top, bottom), (left, right) = grid.spans_of(index)
+                        y_hat[0, :, top // unit : bottom // unit, left // unit : right // unit] = latents
+                    break
+        return y_hat, sorted(damaged)
+
+    def camera_rgb(self, header: StreamHeader, y_hat: Tensor, region: tuple[int, int, int, int]) -> Iterator[Patch]:
+        """The decoded picture of a region, patch by patch, at its own origin: as `Engine.camera_rgb` gives it.
+
+        region  top, left, height, width in the raw's own photosites
+        """
+        unit, reach = self.model.stride * self.model.scale, self.model.synthesis_reach
+        dy, dx = rggb_offset(header.cfa)
+        top, left, height, width = region
+        conditions = self._conditions(header)
+        rows = (max(0, (top + dy) // unit), -(-(top + dy + height) // unit))
+        columns = (max(0, (left + dx) // unit), -(-(left + dx + width) // unit))
+        step = max(1, 2 * _WINDOW // unit)
+        limit = y_hat.shape[2:]
+        for y0 in range(rows[0], rows[1], step):
+            for x0 in range(columns[0], columns[1], step):
+                y1, x1 = min(y0 + step, rows[1]), min(x0 + step, columns[1])
+                # Whole windows inside the picture as far as there is one: the same kernels for every patch.
+                (wy0, wy1), (wx0, wx1) = (
+                    _window(a, b, reach, step + 2 * reach, side)
+                    for a, b, side in ((y0, y1, limit[0]), (x0, x1, limit[1]))
+                )
+                with torch.no_grad():
+                    latents = y_hat[:, :, wy0:wy1, wx0:wx1].to(self.model.device)
+                    picture = self.model.synthesize(latents.contiguous(memory_format=torch.channels_last), conditions)
+                core = picture[0, :, (y0 - wy0) * unit : (y1 - wy0) * unit, (x0 - wx0) * unit : (x1 - wx0) * unit].cpu()
+                at_top, at_left = y0 * unit - dy - top, x0 * unit - dx - left
+                cut = core[
+                    :,
+                    max(0, -at_top) : min(core.shape[1], height - at_top),
+                    max(0, -at_left) : min(core.shape[2], width - at_left),
+                ]
+                if cut.numel():
+                    yield Patch(max(0, at_top), max(0, at_left), cut)
+
+    def needed_tiles(self, file: SgrFile, region: tuple[int, int, int, int]) -> list[int]:
+        """Tiles whose latents the picture of a region depends on."""
+        margin = (self.model.synthesis_reach + 1) * self.model.stride * self.model.scale + 1
+        top, left, height, width = region
+        return file.tiles_of(top - margin, left - margin, height + 2 * margin, width + 2 * margin)
+
+    def _padded(self, header: StreamHeader) -> tuple[int, int]:
+        """Photosites of the coded picture: what `_packed` makes of such a raw."""
+        offsets = rggb_offset(header.cfa)
+        padded = (side + offset for side, offset in zip((header.height, header.width), offsets, strict=True))
+        height, width = (-(-side // self.side) * self.side for side in padded)
+        return height, width
+
+
+class _Coded(NamedTuple):
+    tiles: dict[int, tuple[bytes, ...]]
+    estimated_bits: float
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(len(stream) for tile in self.tiles.values() for stream in tile)
+
+
+def encode_file(
+    raw_path: str | Path,
+    output: str | Path,
+    engine: CodecEngine,
+    *,
+    quality: int | None = None,
+    bpp: float | None = None,
+    strength: float = 1.0,
+    noise: tuple[float, float] | None = None,
+    tile: int = DEFAULT_TILE,
+    thumbnail: bool = False,
+    verify: bool = False,
+) -> Encoded:
+    """Compress one raw file; see `CodecEngine.encode_raw`.
+
+    verify  read the file back and decode every tile: its checksums are of the encoder's own symbols
+    raises  RawFileError, ConfigError; DamagedTileError when what was written does not decode
+    """
+    if Path(output).exists() and Path(output).samefile(raw_path):
+        raise ImageFileError(output, "is the raw file itself, which would be lost: give another name")
+    encoded = engine.encode_raw(
+        read_raw(raw_path),
+        output,
+        quality=quality,
+        bpp=bpp,
+        strength=strength,
+        noise=noise,
+        tile=tile,
+        thumbnail=thumbnail,
+    )
+    if verify:
+        with SgrFile(output) as file:
+            engine.latents(file, range(file.header.num_tiles))
+    return encoded
+
+
+@dataclass(frozen=True)
+class _FileSource:
+    """What an `.sgr` says for the outputs made of it."""
+
+    cfa: str
+    as_shot_white_balance: np.ndarray | None
+    xyz_to_camera: np.ndarray | None
+    exposure_ev: float
+
+
+def decode_file(
+    path: str | Path,
+    outputs: Mapping[Format, str | Path],
+    engine: CodecEngine,
+    *,
+    region: tuple[int, int, int, int] | None = None,
+    salvage: bool = False,
+) -> Decoded:
+    """Make files of one or several formats from an `.sgr`; each appears whole or not at all.
+
+    region   top, left, height, width in photosites; left out, the whole picture. Only its tiles are read
+    salvage  decode what is whole of a damaged file; the tiles that are not become flat
+    raises   StreamFileError: damaged (DamagedTileError names the tile), or made by another model; ConfigError for a
+             region outside of the picture
+    """
+    with SgrFile(path, salvage=salvage) as file:
+        engine.check_made_by(file)
+        header, metadata = file.header, file.metadata
+        region = region or (0, 0, header.height, header.width)
+        top, left, height, width = region
+        if min(top, left) < 0 or min(height, width) < 1 or top + height > header.height or left + width > header.width:
+            raise ConfigError(
+                f"the region {','.join(map(str, region))} (top, left, height, width) is not inside the picture of "
+                f"{header.height} x {header.width} photosites"
+            )
+        y_hat, damaged = engine.latents(file, engine.needed_tiles(file, region), salvage=salvage)
+        image: ImageMetadata = metadata.image
+        phase = np.roll(np.array(list(header.cfa)).reshape(2, 2), (-top, -left), (0, 1))
+        source = _FileSource(
+            "".join(phase.flat), image.as_shot_white_balance, image.xyz_to_camera, metadata.exposure_ev
+        )
+        patches = engine.camera_rgb(header, y_hat, region)
+        written = write_outputs(patches, height, width, outputs, source, image, metadata.original_sha256)
+    return Decoded(written, damaged)
+
+
+_FORMATS: dict[str, Format] = {".dng": "dng", ".exr": "exr", ".tif": "tiff", ".tiff": "tiff", ".png": "png"}
+
+
+def format_of(output: str | Path, *, mosaic: bool) -> Format:
+    """What a file's suffix asks for. Raises `ConfigError` for one that nothing is known to be written as."""
+    suffix = Path(output).suffix.lower()
+    if suffix not in _FORMATS:
+        raise ConfigError(f"{output}: its suffix says no format; known are {', '.join(_FORMATS)}")
+    if mosaic and suffix != ".dng":
+        raise ConfigError(f"{output}: only a .dng can hold a mosaic; leave --mosaic out")
+    return "cfa-dng" if mosaic else _FORMATS[suffix]
+
+
+def parse_region(text: str) -> tuple[int, int, int, int]:
+    """ "top,left,height,width" in photosites. Raises `ConfigError`."""
+    try:
+        top, left, height, width = (int(word) for word in text.split(","))
+    except ValueError:
+        raise ConfigError(f"the region is '{text}', but must be four whole numbers: TOP,LEFT,HEIGHT,WIDTH") from None
+    return top, left, height, width
+
+
+def describe_file(path: str | Path, *, check: bool = False) -> dict[str, Any]:
+    """What an `.sgr` says of itself, in plain JSON types; needs no bundle.
+
+    check   also read every tile: `damaged_tiles`
+    raises  StreamFileError
+    """
+    with SgrFile(path) as file:
+        facts = file.to_json()
+        sizes = file.sizes
+        stored = sizes.total - sizes.metadata - sizes.thumbnail
+        facts["bpp"] = 8 * stored / (file.header.width * file.header.height)
+        return facts | ({"damaged_tiles": file.damaged_tiles()} if check else {})
+
+
+def _window(start: int, stop: int, reach: int, size: int, side: int) -> tuple[int, int]:
+    """A span that holds start ... stop with its reach, of `size` as far as the side allows."""
+    size = min(max(size, stop - start + 2 * reach), side)
+    first = min(max(start - reach, 0), side - size)
+    return first, first + size
+
+
+def _groups(indices: Sequence[int], most: int = 64) -> list[list[int]]:
+    """So many tiles at once as keep NumPy busy and memory small."""
+    return [list(indices[i : i + most]) for i in range(0, len(indices), most)]
+
+
+def _search_quality(coded: Callable[[int], _Coded], wanted_bytes: float, bpp: float) -> int:
+    """The quality whose streams come nearest to a size: log size is about a line over quality (arXiv 2503.16288).
+
+    raises  ConfigError when no quality gives it
+    """
+    sizes: dict[int, float] = {}
+
+    def gap(quality: int) -> float:
+        """Logarithm of size over what is wanted."""
+        sizes.setdefault(quality, math.log(max(1, coded(quality).num_bytes)))
+        return sizes[quality] - math.log(max(1.0, wanted_bytes))
+
+    low, high, quality = 0, 63, 32
+    slope = math.log(60) / 63
+    for _ in range(_MOST_PROBES):
+        distance = gap(quality)
+        if distance > 0:
+            high = quality
+        else:
+            low = quality
+        if high - low <= 1:
+            break
+        known = sorted(sizes)
+        if len(known) > 1:
+            slope = max(1e-3, (sizes[known[-1]] - sizes[known[0]]) / (known[-1] - known[0]))
+        quality = min(max(round(quality - distance / slope), low + 1), high - 1)
+    nearest = min((low, high), key=lambda q: abs(gap(q)))
+    if abs(gap(nearest)) > math.log(1.05) and nearest in (0, 63):
+        end = "least" if nearest == 0 else "most"
+        raise ConfigError(
+            f"bpp is {bpp:g}, but the {end} that this codec makes of this picture is about "
+            f"{bpp * math.exp(gap(nearest)):.3g}: aim {'higher' if nearest == 0 else 'lower'}"
+        )
+    return nearest
+
+
+def _known_noise(raw: RawImage) -> tuple[float, float] | None:
+    """Mean over the planes of the file's own NoiseProfile."""
+    if not raw.noise_profile:
+        return None
+    a, b = np.mean(np.array(raw.noise_profile), axis=0)
+    return (float(a), max(float(b), 0.0)) if a > 0 else None
+
+
+def _thumbnail(raw: RawImage) -> bytes:
+    """A small JPEG, upright."""
+    srgb = (develop_raw(raw) * 255).round().byte().permute(1, 2, 0).numpy()
+    picture = Image.fromarray(np.ascontiguousarray(upright(srgb, raw.orientation)))
+    picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    target = io.BytesIO()
+    picture.save(target, "JPEG", quality=80)
+    return target.getvalue()
