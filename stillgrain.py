@@ -157,13 +157,18 @@ def encode(
         typer.Option(metavar="A B", help="Variance A x + B; left out, the file's NoiseProfile or an estimate."),
     ] = None,
     tile: Annotated[int, typer.Option(help="Photosites a side that can be decoded alone; a power of two.")] = 512,
+    denoiser: Annotated[
+        str | None, typer.Option(metavar="BUNDLE", help="A denoiser that goes before a codec of clean raws.")
+    ] = None,
     thumbnail: Annotated[bool, typer.Option("--thumbnail", help="Put a small JPEG into the file.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read the file back and decode every tile.")] = False,
     device: DeviceOption = "cpu",
 ) -> None:
     """Compress a raw file: denoised, demosaiced and coded by one network. Says the bits that are on disk."""
+    from library.bundle import load_bundle
     from library.codec_bundle import load_codec
     from library.inference.codec import CodecEngine, encode_file
+    from library.inference.engine import Engine
 
     engine = CodecEngine(load_codec(bundle), device=device)
     with _busy(f"encoding {raw.name}"):
@@ -178,6 +183,7 @@ def encode(
             tile=tile,
             thumbnail=thumbnail,
             verify=verify,
+            denoiser=Engine(load_bundle(denoiser), device=device) if denoiser else None,
         )
     typer.echo(f"{encoded}{', verified' if verify else ''}")
 

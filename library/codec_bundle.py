@@ -145,7 +145,7 @@ def load_codec(path: str | Path | UPath) -> CodecBundle:
         raise BundleError(path, f"does not hold the weights and tables of its codec: {error}") from None
     model = _as_loaded(model)
     if _codec_digest(model, tables) != manifest["codec_digest"] or tables.digest != manifest["tables_sha256"]:
-        raise BundleError(path, "its tables are not those of the manifest; copy the bundle again")
+        raise BundleError(path, "its weights or tables are not those of the manifest; copy the bundle again")
     _check_golden(path, model, tables, read_tensors(path, _GOLDEN, files), manifest["golden_tolerance"])
     return CodecBundle(str(path), manifest, model, tables)
 

@@ -8,7 +8,6 @@ synthesises across their borders: there is no seam, and nothing is blended.
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,24 +16,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from library.codec_bundle import CodecBundle
 from library.entropy.rans import CorruptStreamError
 from library.errors import ConfigError, ImageFileError, StreamFileError
 from library.files.metadata import ImageMetadata
-from library.files.raw import RawImage, read_raw
+from library.files.raw import read_raw
 from library.files.sgr.container import DamagedTileError, SgrFile, StreamSizes, TileRecord, write_sgr
 from library.files.sgr.header import HEADER_LENGTH, StreamHeader, index_entry
 from library.files.sgr.metadata import FileMetadata
-from library.inference.develop import develop_raw
-from library.inference.engine import Patch
-from library.inference.outputs import Format, Written, exposure_of, upright, write_outputs
+from library.inference.denoise import denoised_mosaic
+from library.inference.engine import Engine, Patch
+from library.inference.outputs import Format, Written, write_outputs
+from library.inference.subjects import Subject, subject_of_picture, subject_of_raw
 from library.models.blocks.codec import Conditions, stabilizer_offset
 from library.models.blocks.latent_coding import decode_tiles, encode_tiles
-from library.ops.cfa import mirror_pad, pack_cfa, pad_to_rggb, rggb_offset
-from library.ops.levels import normalize_levels
+from library.ops.cfa import rggb_offset
 from library.ops.noise_estimate import estimate_noise
 from library.ops.tiles import plan_tiles
 
@@ -42,7 +40,6 @@ DEFAULT_TILE = 512
 _WINDOW = 512
 """Packed pixels a side that are transformed at a time; memory grows with its square, the result stays."""
 _RECORD_OVERHEAD = 24
-_THUMBNAIL_SIDE = 256
 _MOST_PROBES = 8
 
 
@@ -132,9 +129,9 @@ class CodecEngine:
 
     # --- encoding ---------------------------------------------------------------------------------------------------
 
-    def encode_raw(
+    def encode(
         self,
-        raw: RawImage,
+        subject: Subject,
         path: str | Path,
         *,
         quality: int | None = None,
@@ -144,24 +141,23 @@ class CodecEngine:
         tile: int = DEFAULT_TILE,
         thumbnail: bool = False,
     ) -> Encoded:
-        """Write a raw as `.sgr`, whole or not at all.
+        """Write a raw or a picture as `.sgr`, whole or not at all.
 
+        subject   padded to multiples of this engine's `side`
         quality   0 to 63; or else
         bpp       bits of the file per photosite to come as near to as qualities allow, within about 3 %
         strength  0 keeps the noise as it is, 1 removes it
-        noise     (a, b) of variance a * x + b; left out, the file's own NoiseProfile, or else estimated
+        noise     (a, b) of variance a * x + b; left out, what the file says of itself, or else estimated
         tile      photosites a side that can be decoded alone, a power of two
-        raises    ConfigError for what this codec cannot do; RawFileError
+        raises    ConfigError for what this codec cannot do
         """
-        self._check(quality, bpp, tile)
-        packed = self._packed(raw)
-        a, b = noise or _known_noise(raw) or estimate_noise(packed)
-        told = {"strength": strength, "a": a, "b": b}
+        self._check(subject, quality, bpp, tile)
+        a, b = noise or subject.noise or estimate_noise(subject.samples)
         header = StreamHeader(
-            width=raw.width,
-            height=raw.height,
-            layout="mosaic",
-            cfa=raw.cfa,
+            width=subject.width,
+            height=subject.height,
+            layout=subject.layout,
+            cfa=subject.cfa,
             tile=tile,
             num_passes=len(self.model.streams),
             model_digest=self.bundle.codec_digest,
@@ -169,33 +165,33 @@ class CodecEngine:
             stabilizer=(float(stabilizer_offset(torch.tensor(a), torch.tensor(b))), 0.0),
             noise=(a, b),
             strength=strength,
-            black_level=tuple(raw.black_level.flatten().tolist()),
-            white_level=float(raw.white_level),
+            black_level=subject.black_level,
+            white_level=subject.white_level,
         )
-        photosites = raw.width * raw.height
+        photosites = subject.width * subject.height
         overhead = HEADER_LENGTH + header.num_tiles * (_RECORD_OVERHEAD + index_entry(header.num_passes).itemsize)
 
         def coded(candidate: int) -> _Coded:
-            return self._coded(packed, dataclasses.replace(header, quality=candidate), **told)
+            return self._coded(subject.samples, dataclasses.replace(header, quality=candidate))
 
         if quality is None:
             assert bpp is not None
             header = dataclasses.replace(header, quality=_search_quality(coded, bpp * photosites / 8 - overhead, bpp))
         streams = coded(header.quality)
         metadata = FileMetadata(
-            original_sha256=raw.sha256,
-            original_name=Path(raw.path).name,
+            original_sha256=subject.sha256,
+            original_name=subject.name,
             software="Stillgrain",
-            image=dataclasses.replace(raw.metadata(), noise_profile=None, denoised_by=self._signature(strength)),
-            exposure_ev=exposure_of(raw),
+            image=dataclasses.replace(subject.image, noise_profile=None, denoised_by=self._signature(strength)),
+            exposure_ev=subject.exposure_ev,
             extra={"codec": self.bundle.name, "bundle_sha256": self.bundle.digest},
         )
         records = (TileRecord(i, header.quality, streams.tiles[i]) for i in range(header.num_tiles))
-        write_sgr(path, header, metadata, records, thumbnail=_thumbnail(raw) if thumbnail else None)
+        write_sgr(path, header, metadata, records, thumbnail=subject.thumbnail() if thumbnail else None)
         with SgrFile(path) as written:
             return Encoded(str(path), written.sizes, header.quality, photosites, streams.estimated_bits)
 
-    def _check(self, quality: int | None, bpp: float | None, tile: int) -> None:
+    def _check(self, subject: Subject, quality: int | None, bpp: float | None, tile: int) -> None:
         if (quality is None) == (bpp is None):
             raise ConfigError("give either a quality (0 to 63) or the bits per photosite to aim at, not both")
         if quality is not None and not 0 <= quality <= 63:
@@ -204,32 +200,25 @@ class CodecEngine:
             raise ConfigError(f"codec '{self.bundle.name}' has one rate, so no bpp can be aimed at: leave it out")
         if tile < self.side or tile & (tile - 1):
             raise ConfigError(f"tile is {tile}, but must be a power of two of at least {self.side} photosites")
-        if self.model.in_channels != 4:
+        if self.model.in_channels != len(subject.samples):
+            takes = "raws" if self.model.in_channels == 4 else "pictures"
             raise ConfigError(
-                f"codec '{self.bundle.name}' takes linear pictures, not mosaics: use a raw codec's bundle"
+                f"codec '{self.bundle.name}' takes {takes}, and {subject.name} is none: use another bundle"
             )
 
     def _signature(self, strength: float) -> str | None:
         return f"{self.bundle.name} sha256:{self.bundle.digest}" if strength > 0 else None
 
-    def _packed(self, raw: RawImage) -> Tensor:
-        """(4, h, w) float32, the whole raw, padded by mirrored photosites to what the codec takes."""
-        mosaic = pad_to_rggb(torch.from_numpy(raw.mosaic), raw.cfa)
-        height, width = mosaic.shape
-        mosaic = mirror_pad(mirror_pad(mosaic, 0, 0, -height % self.side), 1, 0, -width % self.side)
-        black_level = torch.from_numpy(np.roll(raw.black_level, rggb_offset(raw.cfa), (0, 1)))
-        return pack_cfa(normalize_levels(mosaic, black_level, float(raw.white_level)))
-
     @torch.no_grad()
-    def _latents(self, packed: Tensor, conditions: Conditions) -> Tensor:
+    def _latents(self, samples: Tensor, conditions: Conditions) -> Tensor:
         """(1, latent_channels, h / stride, w / stride) of the whole picture, on the CPU."""
         model, stride = self.model, self.model.stride
-        height, width = packed.shape[1:]
+        height, width = samples.shape[1:]
         y = torch.empty(1, model.latent_channels, height // stride, width // stride)
         halo = -(-model.analysis_reach // model.lattice) * model.lattice
         window = max(model.lattice, _WINDOW // model.lattice * model.lattice)
         for t in plan_tiles(height, width, tile=window, halo=halo, lattice=model.lattice):
-            x = packed[
+            x = samples[
                 None, :, t.window_rows.start : t.window_rows.stop, t.window_columns.start : t.window_columns.stop
             ]
             latents = model.analyze(x.to(model.device).contiguous(memory_format=torch.channels_last), conditions).cpu()
@@ -243,9 +232,9 @@ class CodecEngine:
             ]
         return y
 
-    def _coded(self, packed: Tensor, header: StreamHeader, *, strength: float, a: float, b: float) -> _Coded:
+    def _coded(self, samples: Tensor, header: StreamHeader) -> _Coded:
         conditions = self._conditions(header)
-        y = self._latents(packed, conditions)
+        y = self._latents(samples, conditions)
         unit = self.model.stride * self.model.scale
         grid = _Grid.of(header, y.shape[2] * unit, y.shape[3] * unit)
         tiles: dict[int, tuple[bytes, ...]] = {}
@@ -329,7 +318,7 @@ class CodecEngine:
         region  top, left, height, width in the raw's own photosites
         """
         unit, reach = self.model.stride * self.model.scale, self.model.synthesis_reach
-        dy, dx = rggb_offset(header.cfa)
+        dy, dx = _offset(header)
         top, left, height, width = region
         conditions = self._conditions(header)
         rows = (max(0, (top + dy) // unit), -(-(top + dy + height) // unit))
@@ -364,8 +353,8 @@ class CodecEngine:
         return file.tiles_of(top - margin, left - margin, height + 2 * margin, width + 2 * margin)
 
     def _padded(self, header: StreamHeader) -> tuple[int, int]:
-        """Photosites of the coded picture: what `_packed` makes of such a raw."""
-        offsets = rggb_offset(header.cfa)
+        """Photosites of the coded picture: what a subject of this size is padded to."""
+        offsets = _offset(header)
         padded = (side + offset for side, offset in zip((header.height, header.width), offsets, strict=True))
         height, width = (-(-side // self.side) * self.side for side in padded)
         return height, width
@@ -381,7 +370,7 @@ class _Coded(NamedTuple):
 
 
 def encode_file(
-    raw_path: str | Path,
+    path: str | Path,
     output: str | Path,
     engine: CodecEngine,
     *,
@@ -392,16 +381,23 @@ def encode_file(
     tile: int = DEFAULT_TILE,
     thumbnail: bool = False,
     verify: bool = False,
+    denoiser: Engine | None = None,
 ) -> Encoded:
-    """Compress one raw file; see `CodecEngine.encode_raw`.
+    """Compress one raw file, or a picture (EXR, TIFF, PNG, ...) with a codec of pictures; see `CodecEngine.encode`.
 
-    verify  read the file back and decode every tile: its checksums are of the encoder's own symbols
-    raises  RawFileError, ConfigError; DamagedTileError when what was written does not decode
+    verify    read the file back and decode every tile: its checksums are of the encoder's own symbols
+    denoiser  goes before the codec, which then codes its mosaic: for codecs trained on clean raws
+    raises    RawFileError, ConfigError; DamagedTileError when what was written does not decode
     """
-    if Path(output).exists() and Path(output).samefile(raw_path):
-        raise ImageFileError(output, "is the raw file itself, which would be lost: give another name")
-    encoded = engine.encode_raw(
-        read_raw(raw_path),
+    if Path(output).exists() and Path(output).samefile(path):
+        raise ImageFileError(output, "is the file itself, which would be lost: give another name")
+    if engine.model.in_channels == 4:
+        raw = read_raw(path)
+        subject = subject_of_raw(raw if denoiser is None else denoised_mosaic(raw, denoiser), engine.side)
+    else:
+        subject = subject_of_picture(path, engine.side)
+    encoded = engine.encode(
+        subject,
         output,
         quality=quality,
         bpp=bpp,
@@ -453,9 +449,8 @@ def decode_file(
             )
         y_hat, damaged = engine.latents(file, engine.needed_tiles(file, region), salvage=salvage)
         image: ImageMetadata = metadata.image
-        phase = np.roll(np.array(list(header.cfa)).reshape(2, 2), (-top, -left), (0, 1))
         source = _FileSource(
-            "".join(phase.flat), image.as_shot_white_balance, image.xyz_to_camera, metadata.exposure_ev
+            _cfa_from(header.cfa, top, left), image.as_shot_white_balance, image.xyz_to_camera, metadata.exposure_ev
         )
         patches = engine.camera_rgb(header, y_hat, region)
         written = write_outputs(patches, height, width, outputs, source, image, metadata.original_sha256)
@@ -546,19 +541,11 @@ def _search_quality(coded: Callable[[int], _Coded], wanted_bytes: float, bpp: fl
     return nearest
 
 
-def _known_noise(raw: RawImage) -> tuple[float, float] | None:
-    """Mean over the planes of the file's own NoiseProfile."""
-    if not raw.noise_profile:
-        return None
-    a, b = np.mean(np.array(raw.noise_profile), axis=0)
-    return (float(a), max(float(b), 0.0)) if a > 0 else None
+def _offset(header: StreamHeader) -> tuple[int, int]:
+    """Rows and columns by which a mosaic was padded to start at R."""
+    return rggb_offset(header.cfa) if header.layout == "mosaic" else (0, 0)
 
 
-def _thumbnail(raw: RawImage) -> bytes:
-    """A small JPEG, upright."""
-    srgb = (develop_raw(raw) * 255).round().byte().permute(1, 2, 0).numpy()
-    picture = Image.fromarray(np.ascontiguousarray(upright(srgb, raw.orientation)))
-    picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
-    target = io.BytesIO()
-    picture.save(target, "JPEG", quality=80)
-    return target.getvalue()
+def _cfa_from(cfa: str, top: int, left: int) -> str:
+    """The letters of a mosaic that begins at (top, left) of one with `cfa`."""
+    return "".join(np.roll(np.array(list(cfa)).reshape(2, 2), (-top, -left), (0, 1)).flat) if cfa else ""

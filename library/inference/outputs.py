@@ -28,7 +28,7 @@ from library.ops.levels import normalize_levels, quantize
 Format = Literal["dng", "cfa-dng", "exr", "tiff", "png"]
 
 # Levels of the DNGs written here. Black is above 0, so that what a denoiser leaves below black survives the file.
-_BLACK, _WHITE = 1024, 65535
+OUTPUT_BLACK, OUTPUT_WHITE = 1024, 65535
 
 
 class Source(Protocol):
@@ -131,10 +131,10 @@ class LinearDng(Encoder):
     suffix, dtype = ".dng", np.uint16
 
     def encode(self, camera_rgb: Tensor, top: int, left: int) -> np.ndarray:
-        return quantize(camera_rgb * (_WHITE - _BLACK) + _BLACK).permute(1, 2, 0).numpy()
+        return quantize(camera_rgb * (OUTPUT_WHITE - OUTPUT_BLACK) + OUTPUT_BLACK).permute(1, 2, 0).numpy()
 
     def write(self, path: Path, picture: np.ndarray) -> None:
-        write_linear_dng(path, picture, black_level=_BLACK, white_level=_WHITE, metadata=self.metadata)
+        write_linear_dng(path, picture, black_level=OUTPUT_BLACK, white_level=OUTPUT_WHITE, metadata=self.metadata)
 
 
 class CfaDng(Encoder):
@@ -144,11 +144,15 @@ class CfaDng(Encoder):
 
     def encode(self, camera_rgb: Tensor, top: int, left: int) -> np.ndarray:
         phase = np.roll(np.array(list(self.source.cfa)).reshape(2, 2), (-top, -left), (0, 1))
-        return quantize(sample_cfa(camera_rgb, "".join(phase.flat)) * (_WHITE - _BLACK) + _BLACK).numpy()
+        return quantize(
+            sample_cfa(camera_rgb, "".join(phase.flat)) * (OUTPUT_WHITE - OUTPUT_BLACK) + OUTPUT_BLACK
+        ).numpy()
 
     def write(self, path: Path, picture: np.ndarray) -> None:
-        black = np.full((2, 2), float(_BLACK))
-        write_cfa_dng(path, picture, cfa=self.source.cfa, black_level=black, white_level=_WHITE, metadata=self.metadata)
+        black = np.full((2, 2), float(OUTPUT_BLACK))
+        write_cfa_dng(
+            path, picture, cfa=self.source.cfa, black_level=black, white_level=OUTPUT_WHITE, metadata=self.metadata
+        )
 
 
 class Exr(Encoder):

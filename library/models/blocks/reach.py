@@ -82,14 +82,20 @@ def probe_reach(
                 x = torch.full(shape, 0.5)
                 x.select(axis, position).fill_(torch.nan)
                 hit = function(x).isnan().any(dim=1, keepdim=True).any(dim=5 - axis, keepdim=True).flatten().nonzero()
-                first, last = int(hit.min()), int(hit.max())
-                before = first * period // outputs_per_period - position
-                after = position - (-(-(last + 1) * period // outputs_per_period) - 1)
-                reach = max(reach, -before, -after, 0)
+                # An output stands for inputs from .. to; the farthest that see this position lie on either side of it.
+                _, first_to = _inputs_of(int(hit.min()), period, outputs_per_period)
+                last_from, _ = _inputs_of(int(hit.max()), period, outputs_per_period)
+                reach = max(reach, position - first_to, last_from - position)
         if reach < length // 2 - period:
             return reach
         length *= 2
     raise ValueError(f"looks farther than {length // 4} pixels: it has a global operation and cannot be tiled")
+
+
+def _inputs_of(output: int, period: int, outputs_per_period: int) -> tuple[int, int]:
+    """First and last input that an output stands for."""
+    first = output * period // outputs_per_period
+    return first, -(-(output + 1) * period // outputs_per_period) - 1
 
 
 def smallest_side(model: nn.Module, in_channels: int, scale: int) -> int:
