@@ -23,15 +23,13 @@ from library.losses import LossConfig
 from library.metrics import compare_camera_rgb
 from library.models.blocks.codec import CodecConfig, CodecModel
 from library.models.blocks.latent_coding import encode_tiles
-from library.ops.cfa import unpack_cfa
-from library.ops.demosaic import demosaic_malvar
 from library.training.coding import NUM_QUALITIES, CodecBatch, RateConfig, RateDistortion
 from library.training.loop import Best, fit
 from library.training.objective import Objective
 from library.training.recorder import Recorder
 from library.training.world import World
 from workloads.launch import RunResult, initial_weights, launch
-from workloads.pictures import PictureConfig, to_lin_rec2020, write_pictures
+from workloads.pictures import PictureConfig, noisy_picture, to_lin_rec2020, write_pictures
 
 _LARGEST_RATE_GAP = 0.01
 log = logging.getLogger(__name__)
@@ -120,7 +118,7 @@ class Compression:
         for name in every[0]:
             values = [metrics[name] for _, metrics in sorted(every.items()) if name in metrics]
             means[f"val/{name}"] = math.fsum(values) / len(values)
-        if abs(means.get("val/rate_gap", 0.0)) > _LARGEST_RATE_GAP:
+        if world.leads and abs(means.get("val/rate_gap", 0.0)) > _LARGEST_RATE_GAP:
             log.warning("coded files differ from the estimated rate by %.1f %%", 100 * means["val/rate_gap"])
         return means
 
@@ -151,8 +149,11 @@ class Compression:
 
     def _keep(self, name: str, item: Batch, picture: Tensor) -> None:
         item = item.to(torch.device("cpu"))
-        malvar = demosaic_malvar(unpack_cfa(item.noisy))
-        for label, camera_rgb in (("noisy", malvar), ("decoded", picture.float().cpu()), ("truth", item.clean)):
+        for label, camera_rgb in (
+            ("noisy", noisy_picture(item)),
+            ("decoded", picture.float().cpu()),
+            ("truth", item.clean),
+        ):
             self._pictures[f"{name.replace('/', '_')}_{label}"] = to_lin_rec2020(camera_rgb, item.xyz_to_camera)
 
     def publish(self, model: CodecModel, world: World, step: int, metrics: dict[str, float]) -> None:

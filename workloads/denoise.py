@@ -20,14 +20,12 @@ from library.files.places import place
 from library.losses import LossConfig
 from library.metrics import compare_camera_rgb
 from library.models.blocks.image_model import ImageModel, ModelConfig
-from library.ops.cfa import unpack_cfa
-from library.ops.demosaic import demosaic_malvar
 from library.training.loop import fit
 from library.training.objective import Gain, Objective
 from library.training.recorder import Recorder
 from library.training.world import World
 from workloads.launch import RunResult, initial_weights, launch
-from workloads.pictures import PictureConfig, to_lin_rec2020, write_pictures
+from workloads.pictures import PictureConfig, noisy_picture, to_lin_rec2020, write_pictures
 
 
 class Config(PictureConfig):
@@ -86,8 +84,7 @@ class Denoising:
                 output = self.objective.settle_gain(model(noisy).float().cpu(), item)
             mine[index] = compare_camera_rgb(output, item.clean, item.mask, item.xyz_to_camera)
             if index < self.config.num_pictures:
-                malvar = demosaic_malvar(unpack_cfa(item.noisy))
-                for label, camera_rgb in (("noisy", malvar), ("denoised", output), ("truth", item.clean)):
+                for label, camera_rgb in (("noisy", noisy_picture(item)), ("denoised", output), ("truth", item.clean)):
                     lin_rec2020 = to_lin_rec2020(camera_rgb, item.xyz_to_camera)
                     self._pictures[f"{name.replace('/', '_')}_{label}"] = lin_rec2020
         every = {index: metrics for part in world.gather(mine) for index, metrics in part.items()}

@@ -9,10 +9,13 @@ from torch import Tensor
 from upath import UPath
 
 from library.config import mapping_of, one_of
+from library.datasets.batch import Batch
 from library.files.atomic import whole_file
 from library.files.exr import write_exr
 from library.files.picture import write_png
+from library.ops.cfa import unpack_cfa
 from library.ops.color import camera_rgb_to_lin_rec2020, lin_rec2020_to_lin_srgb
+from library.ops.demosaic import demosaic_malvar
 from library.ops.transfer import srgb_encode
 from library.training.objective import Transfer
 from workloads.launch import LaunchConfig
@@ -65,13 +68,15 @@ class PictureConfig(LaunchConfig):
                 f"nothing is left to train: model '{model.kind}' has the parts ({', '.join(parts)}), of which "
                 f"({', '.join(self.frozen)}) are frozen; leave one out of frozen, or choose another model"
             )
-        side = model.lattice * 2
+        scale = 2 if self.dataset.planes == 4 else 1
+        side = model.lattice * scale
         for key in ("crop", "validation_crop"):
             value = getattr(self.dataset, key)
             if value % side:
                 raise ValueError(
                     f"dataset.{key} is {value}, but model '{model.kind}' needs a multiple of {side} px (its "
-                    f"lattice of {side // 2} packed pixels): set dataset.{key} to {value // side * side + side}"
+                    f"lattice of {model.lattice} {'packed ' if scale == 2 else ''}pixels): set dataset.{key} to "
+                    f"{value // side * side + side}"
                 )
         return self
 
@@ -84,6 +89,11 @@ def write_pictures(folder: UPath, pictures: dict[str, Tensor]) -> None:
         srgb = srgb_encode(lin_rec2020_to_lin_srgb(lin_rec2020).clamp(0, 1))
         with whole_file(folder / f"{name}.png") as temporary:
             write_png(temporary, (srgb * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def noisy_picture(batch: Batch) -> Tensor:
+    """(N, 3, H, W): what the network was given, demosaiced (Malvar) if it is a mosaic."""
+    return demosaic_malvar(unpack_cfa(batch.noisy)) if batch.noisy.shape[1] == 4 else batch.noisy
 
 
 def to_lin_rec2020(camera_rgb: Tensor, xyz_to_camera: Tensor) -> Tensor:

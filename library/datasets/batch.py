@@ -16,7 +16,7 @@ class Batch:
     `noisy`)."""
 
     noisy: Tensor
-    """(N, 4, h, w) packed R, G1, G2, B, no white balance."""
+    """(N, 4, h, w) packed R, G1, G2, B, no white balance; or (N, 3, H, W) a picture in linear light."""
     clean: Tensor
     """(N, 3, 2h, 2w) camera RGB of the same pixels."""
     mask: Tensor

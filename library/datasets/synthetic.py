@@ -31,7 +31,12 @@ from library.files.picture import read_image
 from library.files.places import local_copy, place
 from library.files.raw import read_raw
 from library.ops.cfa import pack_cfa, sample_cfa
-from library.ops.color import lin_rec2020_to_lin_srgb, lin_srgb_to_camera_rgb
+from library.ops.color import (
+    XYZ_TO_LIN_REC2020,
+    camera_rgb_to_lin_rec2020,
+    lin_rec2020_to_lin_srgb,
+    lin_srgb_to_camera_rgb,
+)
 from library.ops.demosaic import demosaic_half_size
 from library.ops.levels import normalize_levels
 from library.ops.noise import add_poisson_gaussian
@@ -60,11 +65,14 @@ class Config(Component):
     """Mirror and transpose at random."""
     sensor: AnySensor = ParametricSensor()
     """What cameras and noise to draw."""
+    output: Literal["mosaic", "lin_rec2020"] = "mosaic"
+    """What a model sees. mosaic: packed R, G1, G2, B. lin_rec2020: a picture in linear light, every pixel of which was
+    measured in all three colours, for models that take EXR or what another program demosaiced."""
 
     @property
     def planes(self) -> int:
-        """Channels of a noisy sample: packed R, G1, G2, B."""
-        return 4
+        """Channels of a noisy sample."""
+        return 4 if self.output == "mosaic" else 3
 
     def prepare(self, folder: str | Path | UPath) -> UPath:
         """Build the scene store under `folder`, or find the one made of the same sources. Returns its path.
@@ -117,7 +125,7 @@ class Synthetic:
 
     def batch(self, step: int, slots: Sequence[int], *, batch_size: int) -> Batch:
         """The samples of some slots of step `step`'s global batch."""
-        return observe([self._training_shot(step, slot, batch_size) for slot in slots])
+        return self._observe([self._training_shot(step, slot, batch_size) for slot in slots])
 
     def validation_item(self, index: int) -> tuple[str, Batch]:
         """Name and one-image batch of validation scene `index`: centre crop, sensor and noise fixed by the seed,
@@ -127,7 +135,7 @@ class Synthetic:
         height, width = self.store.size(scene)
         crop = self.config.validation_crop
         rgb = self.store.crop(scene, (height - crop) // 2, (width - crop) // 2, crop, crop)
-        return self.store.names[scene], observe([self._shot(scene, rgb, sum(self.config.exposure_ev) / 2, rng)])
+        return self.store.names[scene], self._observe([self._shot(scene, rgb, sum(self.config.exposure_ev) / 2, rng)])
 
     def _training_shot(self, step: int, slot: int, batch_size: int) -> Shot:
         chosen = order.scene_at(self.seed, step, slot, batch_size=batch_size, num_scenes=len(self.training_scenes))
@@ -165,6 +173,9 @@ class Synthetic:
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         clean, xyz_to_camera = self.camera_rgb(scene, rgb, sensor)
         return Shot(clean * 2.0**exposure_ev, xyz_to_camera, sensor.a, sensor.b, generator)
+
+    def _observe(self, shots: Sequence[Shot]) -> Batch:
+        return observe(shots) if self.config.output == "mosaic" else observe_in_full_color(shots)
 
     def _split(self) -> tuple[list[int], list[int]]:
         names = self.store.names
@@ -213,6 +224,27 @@ def observe(shots: Sequence[Shot]) -> Batch:
         xyz_to_camera=torch.from_numpy(np.stack([shot.xyz_to_camera for shot in shots])).float(),
         noise=noise,
     )
+
+
+def observe_in_full_color(shots: Sequence[Shot]) -> Batch:
+    """What a sensor that measures all colours everywhere makes of some shots of one size, in lin_rec2020.
+
+    returns  `noisy` (N, 3, H, W); its camera is one whose colours are Rec.2020's own. Noise is the sensor's, so that in
+             lin_rec2020 it is stronger than `noise` says by what the matrix adds
+    """
+    light = torch.stack([shot.light for shot in shots])
+    noise = torch.tensor([(shot.a, shot.b) for shot in shots])
+    a, b = noise.T[..., None, None, None]
+    noisy = add_poisson_gaussian(light, a, b, generator=[shot.generator for shot in shots]).clamp_max_(1)
+    clean = light.clamp_max_(1)
+    mask = clean.amax(dim=1, keepdim=True).lt_(1)
+    matrices = torch.from_numpy(np.stack([shot.xyz_to_camera for shot in shots]))
+    noisy, clean = (
+        torch.stack([camera_rgb_to_lin_rec2020(x, xyz_to_camera=m) for x, m in zip(pictures, matrices, strict=True)])
+        for pictures in (noisy, clean)
+    )
+    own = XYZ_TO_LIN_REC2020.float().expand(len(shots), 3, 3)
+    return Batch(noisy=noisy, clean=clean, mask=mask, xyz_to_camera=own, noise=noise)
 
 
 def _fraction(name: str) -> float:

@@ -22,8 +22,8 @@ def estimate_noise(packed: Tensor) -> tuple[float, float]:
     returns  a >= 1e-6, b >= 1e-9. Within a factor of about 1.5 on pictures that have some flat places at two
              brightnesses; texture makes it too large. A single brightness is all taken to be photon noise
 
-    Differences of diagonal neighbours cancel ramps and edges along the axes (Immerkaer 1996); the least variance of many
-    blocks is that of a flat one, and by how much it falls short of the mean of flat blocks is known from chi-squared.
+    Differences of diagonal neighbours cancel ramps and edges along the axes (Immerkaer 1996); the least variance of
+    many blocks is that of a flat one, and by how much it falls short of the mean of flat blocks is known.
     """
     mixed = (packed[:, 1:, 1:] - packed[:, 1:, :-1] - packed[:, :-1, 1:] + packed[:, :-1, :-1]) / 2
     levels = (packed[:, 1:, 1:] + packed[:, 1:, :-1] + packed[:, :-1, 1:] + packed[:, :-1, :-1]) / 4

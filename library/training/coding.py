@@ -134,8 +134,8 @@ class RateDistortion:
         if self.rate.denoised_share == 1:  # not by the batch: all workers must name the same losses
             return denoised, parts
         # What does not count is hidden before the curve, as in `Objective.compared`.
-        mosaics = (_mosaic(picture, batch), _noisy_mosaic(batch))
-        output, noisy = (root_encode(only_valid(mosaic, batch.mask)) for mosaic in mosaics)
+        measured = (_as_measured(picture, batch), _measured(batch))
+        output, noisy = (root_encode(only_valid(x, batch.mask)) for x in measured)
         faithful = masked_mean_per_image((output - noisy) ** 2, batch.mask)
         weight = sum(self.objective.weights.values())
         return batch.strength * denoised + (1 - batch.strength) * weight * faithful, {**parts, "faithful": faithful}
@@ -147,10 +147,11 @@ def _picture(batch: CodecBatch, index: int) -> Batch:
     return Batch(**own)
 
 
-def _mosaic(picture: Tensor, batch: Batch) -> Tensor:
-    """(N, 1, H, W): what the sensor would record of a picture; for a codec of pictures, its mean over colours."""
-    return sample_cfa(picture)[:, None] if batch.noisy.shape[1] == 4 else picture.mean(dim=1, keepdim=True)
+def _as_measured(picture: Tensor, batch: Batch) -> Tensor:
+    """(N, C, H, W): what the sensor would record of a picture. One that measures all colours records it as it is."""
+    return sample_cfa(picture)[:, None] if batch.noisy.shape[1] == 4 else picture
 
 
-def _noisy_mosaic(batch: Batch) -> Tensor:
-    return unpack_cfa(batch.noisy)[:, None] if batch.noisy.shape[1] == 4 else batch.noisy.mean(dim=1, keepdim=True)
+def _measured(batch: Batch) -> Tensor:
+    """(N, C, H, W): what it did record."""
+    return unpack_cfa(batch.noisy)[:, None] if batch.noisy.shape[1] == 4 else batch.noisy

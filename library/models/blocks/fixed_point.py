@@ -79,8 +79,8 @@ class FixedDepthwise(nn.Module):
 def exact_weights(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Weights (out, n) and biases (out,) rounded so that every sum over activations is exact: see the module.
 
-    The exponents come from the weights' binary representation and from sums of whole numbers; no logarithm, power or sum
-    is rounded, so that they too are the same everywhere.
+    The exponents come from the weights' binary representation and from sums of whole numbers; no logarithm, power or
+    sum is rounded, so that they too are the same everywhere.
     """
     with torch.no_grad():
         # Largest s with max |w| 2^s <= 127 and 2047 sum |w| 2^s + |b| 2^(s + 6) < 2^24. Rounding adds up to n halves to
@@ -107,5 +107,5 @@ def _exponent_below(limit: float, value: Tensor) -> Tensor:
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:
-    """2^exponent from its bits (`torch.ldexp` takes a power, which need not be exact); int32, -126 ... 127, to float32."""
+    """2^exponent from its bits (`torch.ldexp` takes a power, which need not be exact): int32 -126 ... 127 to float32."""
     return ((exponent + 127) << 23).view(torch.float32)

@@ -559,7 +559,7 @@ def test_the_average_is_validated_and_published_and_the_weights_themselves_train
         judged.load_state_dict(at[step].average)
         judged.to(memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
         assert task.validate(judged, World())["val/psnr"] == values[step]
-    assert task.validate(at[9].model.eval(), World())["val/psnr"] != pytest.approx(values[9], rel=1e-6)
+    assert task.validate(at[5].model.eval(), World())["val/psnr"] != pytest.approx(values[5], rel=1e-6)
     best = max(values, key=lambda step: values[step])
     bundle = load_bundle(folder / "bundle")
     assert bundle.manifest["step"] == best
