@@ -135,7 +135,7 @@ def load_codec(path: str | Path | UPath) -> CodecBundle:
     try:
         config = config_class("library.codecs", manifest["model"]["kind"]).model_validate(manifest["model"])
         model = cast(CodecConfig, config).build()
-    except (ConfigError, ValueError) as error:
+    except (ConfigError, KeyError, ValueError) as error:
         raise BundleError(path, f"is of a codec that this stillgrain does not have: {error}") from None
     try:
         model.load_state_dict(read_tensors(path, _WEIGHTS, files))
@@ -180,6 +180,8 @@ def _golden(model: CodecModel, tables: FrequencyTables) -> dict[str, Tensor]:
 def _check_golden(
     path: str | Path | UPath, model: CodecModel, tables: FrequencyTables, golden: Mapping[str, Tensor], tolerance: float
 ) -> None:
+    if missing := {"latents", "output", *(f"stream.{name}" for name in model.streams)} - golden.keys():
+        raise BundleError(path, f"its golden file lacks {', '.join(sorted(missing))}; copy the bundle again")
     streams = [golden[f"stream.{name}"].numpy().tobytes() for name in model.streams]
     conditions = golden_conditions()
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from library.errors import ConfigError, ImageFileError, StreamFileError
 from library.files.metadata import ImageMetadata
 from library.files.raw import read_raw
 from library.files.sgr.container import DamagedTileError, SgrFile, StreamSizes, TileRecord, write_sgr
-from library.files.sgr.header import HEADER_LENGTH, StreamHeader, index_entry
+from library.files.sgr.header import HEADER_LENGTH, MAX_TILE, MIN_TILE, StreamHeader, index_entry
 from library.files.sgr.metadata import FileMetadata
 from library.inference.denoise import denoised_mosaic
 from library.inference.engine import Engine, Patch
@@ -39,8 +39,10 @@ from library.ops.tiles import plan_tiles
 DEFAULT_TILE = 512
 _WINDOW = 512
 """Packed pixels a side that are transformed at a time; memory grows with its square, the result stays."""
-_RECORD_OVERHEAD = 24
-_MOST_PROBES = 8
+_RECORD_HEAD = 13
+"""Bytes of a tile's record before the lengths of its streams (files/sgr/FORMAT.md)."""
+_INTERPOLATIONS = 4
+_CLOSE_ENOUGH = math.log(1.005)
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ class CodecEngine:
         raises    ConfigError for what this codec cannot do
         """
         self._check(subject, quality, bpp, tile)
+        _check_conditions(strength, noise)
         a, b = noise or subject.noise or estimate_noise(subject.samples)
         header = StreamHeader(
             width=subject.width,
@@ -169,15 +172,17 @@ class CodecEngine:
             white_level=subject.white_level,
         )
         photosites = subject.width * subject.height
-        overhead = HEADER_LENGTH + header.num_tiles * (_RECORD_OVERHEAD + index_entry(header.num_passes).itemsize)
+        # Header, index and its checksum are as large at any quality.
+        fixed = HEADER_LENGTH + header.num_tiles * index_entry(header.num_passes).itemsize + 4
 
         def coded(candidate: int) -> _Coded:
             return self._coded(subject.samples, dataclasses.replace(header, quality=candidate))
 
-        if quality is None:
-            assert bpp is not None
-            header = dataclasses.replace(header, quality=_search_quality(coded, bpp * photosites / 8 - overhead, bpp))
-        streams = coded(header.quality)
+        if bpp is not None:
+            quality, streams = _search_quality(coded, bpp, lambda found: 8 * (fixed + found.num_bytes) / photosites)
+            header = dataclasses.replace(header, quality=quality)
+        else:
+            streams = coded(header.quality)
         metadata = FileMetadata(
             original_sha256=subject.sha256,
             original_name=subject.name,
@@ -196,10 +201,15 @@ class CodecEngine:
             raise ConfigError("give either a quality (0 to 63) or the bits per photosite to aim at, not both")
         if quality is not None and not 0 <= quality <= 63:
             raise ConfigError(f"quality is {quality}, but must be from 0 (smallest file) to 63")
+        if bpp is not None and not 0 < bpp < math.inf:
+            raise ConfigError(f"bpp is {bpp:g}, but must be above 0")
         if bpp is not None and self.model.num_qualities == 1:
             raise ConfigError(f"codec '{self.bundle.name}' has one rate, so no bpp can be aimed at: leave it out")
-        if tile < self.side or tile & (tile - 1):
-            raise ConfigError(f"tile is {tile}, but must be a power of two of at least {self.side} photosites")
+        least = max(self.side, MIN_TILE)
+        if not least <= tile <= MAX_TILE or tile & (tile - 1):
+            raise ConfigError(
+                f"tile is {tile}, but must be a power of two of at least {least} and at most {MAX_TILE} photosites"
+            )
         if self.model.in_channels != len(subject.samples):
             takes = "raws" if self.model.in_channels == 4 else "pictures"
             raise ConfigError(
@@ -266,6 +276,13 @@ class CodecEngine:
                 file.path,
                 f"was made by {maker} (codec {file.header.model_digest.hex()}), and {self.bundle.path} is codec "
                 f"{self.bundle.codec_digest.hex()}: give the bundle that made it",
+            )
+        layout = "mosaic" if self.model.in_channels == 4 else "rgb"
+        if (file.header.layout, file.header.num_passes) != (layout, len(self.model.streams)):
+            raise StreamFileError(
+                file.path,
+                f"holds a picture of layout {file.header.layout} in {file.header.num_passes} passes, which its codec "
+                "does not make: it was written wrongly",
             )
 
     def latents(self, file: SgrFile, indices: Sequence[int], *, salvage: bool = False) -> tuple[Tensor, list[int]]:
@@ -366,7 +383,10 @@ class _Coded(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        return sum(len(stream) for tile in self.tiles.values() for stream in tile)
+        """Of the tiles' records."""
+        lengths = [len(stream) for tile in self.tiles.values() for stream in tile]
+        varints = sum(max(1, -(-length.bit_length() // 7)) for length in lengths)
+        return _RECORD_HEAD * len(self.tiles) + varints + sum(lengths)
 
 
 def encode_file(
@@ -389,8 +409,7 @@ def encode_file(
     denoiser  goes before the codec, which then codes its mosaic: for codecs trained on clean raws
     raises    RawFileError, ConfigError; DamagedTileError when what was written does not decode
     """
-    if Path(output).exists() and Path(output).samefile(path):
-        raise ImageFileError(output, "is the file itself, which would be lost: give another name")
+    _refuse_overwriting(path, [output])
     if engine.model.in_channels == 4:
         raw = read_raw(path)
         subject = subject_of_raw(raw if denoiser is None else denoised_mosaic(raw, denoiser), engine.side)
@@ -435,11 +454,14 @@ def decode_file(
     region   top, left, height, width in photosites; left out, the whole picture. Only its tiles are read
     salvage  decode what is whole of a damaged file; the tiles that are not become flat
     raises   StreamFileError: damaged (DamagedTileError names the tile), or made by another model; ConfigError for a
-             region outside of the picture
+             region outside of the picture, or a mosaic of what was none
     """
+    _refuse_overwriting(path, outputs.values())
     with SgrFile(path, salvage=salvage) as file:
         engine.check_made_by(file)
         header, metadata = file.header, file.metadata
+        if "cfa-dng" in outputs and header.layout != "mosaic":
+            raise ConfigError(f"{path} holds a picture that never was a mosaic: leave --mosaic out")
         region = region or (0, 0, header.height, header.width)
         top, left, height, width = region
         if min(top, left) < 0 or min(height, width) < 1 or top + height > header.height or left + width > header.width:
@@ -505,40 +527,61 @@ def _groups(indices: Sequence[int], most: int = 64) -> list[list[int]]:
     return [list(indices[i : i + most]) for i in range(0, len(indices), most)]
 
 
-def _search_quality(coded: Callable[[int], _Coded], wanted_bytes: float, bpp: float) -> int:
-    """The quality whose streams come nearest to a size: log size is about a line over quality (arXiv 2503.16288).
+def _search_quality(
+    coded: Callable[[int], _Coded], wanted: float, bpp_of: Callable[[_Coded], float]
+) -> tuple[int, _Coded]:
+    """The quality whose file comes nearest to a rate: log size is about a line over quality (arXiv 2503.16288).
 
     raises  ConfigError when no quality gives it
     """
-    sizes: dict[int, float] = {}
+    found: dict[int, _Coded] = {}
 
     def gap(quality: int) -> float:
-        """Logarithm of size over what is wanted."""
-        sizes.setdefault(quality, math.log(max(1, coded(quality).num_bytes)))
-        return sizes[quality] - math.log(max(1.0, wanted_bytes))
+        """Logarithm of the rate over what is wanted."""
+        if quality not in found:
+            found[quality] = coded(quality)
+        return math.log(bpp_of(found[quality]) / wanted)
 
     low, high, quality = 0, 63, 32
     slope = math.log(60) / 63
-    for _ in range(_MOST_PROBES):
+    while high - low > 1:
         distance = gap(quality)
+        if abs(distance) < _CLOSE_ENOUGH:
+            return quality, found[quality]
         if distance > 0:
             high = quality
         else:
             low = quality
-        if high - low <= 1:
-            break
-        known = sorted(sizes)
-        if len(known) > 1:
-            slope = max(1e-3, (sizes[known[-1]] - sizes[known[0]]) / (known[-1] - known[0]))
-        quality = min(max(round(quality - distance / slope), low + 1), high - 1)
+        # Interpolating is quick where the line is one; halving ends in any case.
+        quality = (low + high) // 2
+        if len(found) < _INTERPOLATIONS:
+            known = sorted(found)
+            if len(known) > 1:
+                slope = max(1e-3, (gap(known[-1]) - gap(known[0])) / (known[-1] - known[0]))
+            nearest = min(known, key=lambda q: abs(gap(q)))
+            quality = min(max(round(nearest - gap(nearest) / slope), low + 1), max(low + 1, high - 1))
     nearest = min((low, high), key=lambda q: abs(gap(q)))
-    if abs(gap(nearest)) > math.log(1.05) and nearest in (0, 63):
-        end = "least" if nearest == 0 else "most"
+    too_large, too_small = nearest == 0 and gap(0) > math.log(1.05), nearest == 63 and gap(63) < -math.log(1.05)
+    if too_large or too_small:
         raise ConfigError(
-            f"bpp is {bpp:g}, but the {end} that this codec makes of this picture is about "
-            f"{bpp * math.exp(gap(nearest)):.3g}: aim {'higher' if nearest == 0 else 'lower'}"
+            f"bpp is {wanted:g}, but the {'least' if too_large else 'most'} that this codec makes of this picture is "
+            f"about {bpp_of(found[nearest]):.3g}: aim {'higher' if too_large else 'lower'}"
         )
-    return nearest
+    return nearest, found[nearest]
+
+
+def _check_conditions(strength: float, noise: tuple[float, float] | None) -> None:
+    if not 0 <= strength <= 1:
+        raise ConfigError(f"strength is {strength:g}, but must be from 0 (keeps the noise) to 1 (removes it)")
+    if noise is not None and not all(0 <= value <= 1 for value in noise):
+        raise ConfigError(f"noise is {noise[0]:g}, {noise[1]:g}, but the variance is A x + B with both from 0 to 1")
+
+
+def _refuse_overwriting(path: str | Path, outputs: Iterable[str | Path]) -> None:
+    """Raises `ImageFileError` for an output that is the input. An input that is missing is for its reader to say."""
+    for output in map(Path, outputs):
+        if output.exists() and Path(path).exists() and output.samefile(path):
+            raise ImageFileError(output, "is the file itself, which would be lost: give another name")
 
 
 def _offset(header: StreamHeader) -> tuple[int, int]:

@@ -19,8 +19,9 @@ def estimate_noise(packed: Tensor) -> tuple[float, float]:
     """Photon and read noise (a, b) of a mosaic, variance a * x + b: by the flattest blocks of each brightness.
 
     packed   (4, h, w) scene-linear, black at 0 and white at 1, at least 16 x 16
-    returns  a >= 1e-6, b >= 1e-9. Within a factor of about 1.5 on pictures that have some flat places at two
-             brightnesses; texture makes it too large. A single brightness is all taken to be photon noise
+    returns  a >= 1e-6, b >= 1e-9. The variance is right within a factor of about 1.5 on pictures that have some
+             flat places at two brightnesses, b alone need not be; texture makes it too large. A single brightness is
+             all taken to be photon noise
 
     Differences of diagonal neighbours cancel ramps and edges along the axes (Immerkaer 1996); the least variance of
     many blocks is that of a flat one, and by how much it falls short of the mean of flat blocks is known.

@@ -107,5 +107,5 @@ def _exponent_below(limit: float, value: Tensor) -> Tensor:
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:
-    """2^exponent from its bits (`torch.ldexp` takes a power, which need not be exact): int32 -126 ... 127 to float32."""
+    """2^exponent from its bits, since `torch.ldexp` takes a power, which need not be exact; -126 ... 127."""
     return ((exponent + 127) << 23).view(torch.float32)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 NUM_SCALES = 64
 _SMALLEST, _LARGEST = 0.11, 64.0
-"""Of the ladder, in quantisation steps; 64 levels, spaced evenly in the logarithm, cost 0.06 % of the rate against
-unrounded ones (../shared measurements in workloads/LOG.md)."""
+"""Of the ladder, in quantisation steps; its levels are spaced evenly in the logarithm."""
 _LEAST_LIKELIHOOD = 1e-9
 """30 bits, about what the entropy coder's escape takes."""
 CERTAIN = 0

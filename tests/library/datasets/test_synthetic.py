@@ -22,7 +22,7 @@ from library.files.dng import write_cfa_dng
 from library.files.exr import write_exr
 from library.files.metadata import ImageMetadata
 from library.ops.cfa import pack_cfa, sample_cfa
-from library.ops.color import LIN_SRGB_TO_XYZ, lin_srgb_to_lin_rec2020
+from library.ops.color import LIN_SRGB_TO_XYZ, camera_rgb_to_lin_rec2020, lin_srgb_to_lin_rec2020
 from library.ops.transfer import srgb_decode
 
 SONY = np.array([[0.7374, -0.2389, -0.0551], [-0.5435, 1.3162, 0.2519], [-0.1006, 0.1795, 0.6552]])
@@ -238,6 +238,30 @@ def test_a_pixel_saturated_in_any_channel_does_not_count():
     clean[0, 0, 0] = clean[1, 1, 1] = clean[2, 2, 2] = 1.0
     mask = observe([shot(clean, 1e-6, 0)]).mask[0, 0]
     assert (mask == 0).nonzero().tolist() == [[0, 0], [1, 1], [2, 2]]
+
+
+def test_a_sensor_of_all_colours_sees_the_same_scene_in_lin_rec2020(tmp_path: Path):
+    """The same crops and cameras as a mosaic's; noise without bias; a camera whose matrix changes nothing any more."""
+    scenes = [Scene(name, np.full((176, 176, 3), (0.2, 0.3, 0.1), np.float32), "lin_srgb") for name in "ab"]
+    mosaics = dataset(tmp_path / "mosaic", scenes, held_out=("a",))
+    pictures = dataset(tmp_path / "picture", scenes, held_out=("a",), output="lin_rec2020")
+    seen, mosaic = (data.batch(0, range(4), batch_size=4) for data in (pictures, mosaics))
+    assert pictures.config.planes == seen.noisy.shape[1] == 3
+    assert seen.noisy.shape == seen.clean.shape
+    assert torch.equal(seen.noise, mosaic.noise)
+    assert torch.equal(seen.mask, mosaic.mask)
+    truth = torch.stack(
+        [
+            camera_rgb_to_lin_rec2020(rgb, xyz_to_camera=m)
+            for rgb, m in zip(mosaic.clean, mosaic.xyz_to_camera, strict=True)
+        ]
+    )
+    torch.testing.assert_close(seen.clean, truth, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        camera_rgb_to_lin_rec2020(seen.clean, xyz_to_camera=seen.xyz_to_camera[0]), seen.clean, rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(seen.noisy.mean((2, 3)), seen.clean.mean((2, 3)), rtol=0.05, atol=0.03)
+    assert (seen.noisy - seen.clean).var() > 1e-5
 
 
 def test_exposures_are_drawn_from_their_range_and_validation_takes_the_middle(tmp_path: Path):

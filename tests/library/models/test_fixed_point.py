@@ -132,16 +132,24 @@ def test_rounding_again_changes_nothing():
 
 
 def test_the_order_in_which_weights_are_summed_does_not_matter():
-    """A sum in float32 depends on its order, and so on a machine's vectors; where it lies next to a limit, the unit of
-    a whole channel depended on its last digit."""
-    inputs, room = 300, (2**24 - 128) / 2047 - 151
-    weight = torch.rand(512, inputs, generator=seeded()) + 0.5
-    weight = weight * (room / weight.sum(dim=1, keepdim=True, dtype=torch.float64)).float()
-    straight, _ = exact_weights(weight, torch.zeros(512))
-    for seed in range(4):
-        order = torch.randperm(inputs, generator=seeded(seed))
-        turned, _ = exact_weights(weight[:, order], torch.zeros(512))
-        assert torch.equal(turned, straight[:, order])
+    """A sum in float32 depends on its order, and so on a machine's vectors; where it lay next to a limit, the unit of a
+    whole channel depended on its last digit."""
+    rows = torch.rand(16, 300, generator=seeded()) + 0.5
+    no_bias = torch.zeros(16)
+    # The size at which each row's unit doubles, to the last digit.
+    low, high = torch.ones(16, dtype=torch.float64), torch.full((16,), 2.0, dtype=torch.float64)
+    unit_at_low = as_integers(*exact_weights(rows, no_bias))[2]
+    for _ in range(26):
+        middle = (low + high) / 2
+        unit = as_integers(*exact_weights(rows * middle.float()[:, None], no_bias))[2]
+        is_above = torch.from_numpy(unit < unit_at_low)
+        low, high = torch.where(is_above, low, middle), torch.where(is_above, middle, high)
+    for size in (low, high):
+        weight = rows * size.float()[:, None]
+        straight, _ = exact_weights(weight, no_bias)
+        for seed in range(8):
+            order = torch.randperm(300, generator=seeded(seed))
+            assert torch.equal(exact_weights(weight[:, order], no_bias)[0], straight[:, order])
 
 
 def test_weights_in_float64_are_the_same():

@@ -75,6 +75,12 @@ def test_farther_from_the_mean_never_costs_less(scale: float):
     assert (gaussian_bits(torch.tensor([0.4, -0.4]), torch.tensor(scale)).diff() == 0).all()
 
 
+@some_scales
+def test_nothing_costs_more_than_30_bits_which_is_what_an_escape_takes(scale: float):
+    bits = gaussian_bits(torch.tensor([100.0, 1e3, 1e4, 1e6]) * scale, torch.tensor(scale))
+    assert bits.tolist() == pytest.approx([-math.log2(1e-9)] * 4)
+
+
 def test_the_ladder_has_64_rungs_from_0_11_to_64_at_a_constant_ratio():
     ladder = scale_ladder()
     assert len(ladder) == NUM_SCALES == 64
