@@ -18,6 +18,7 @@ from library.codec_bundle import load_codec, write_codec_bundle
 from library.config import one_of
 from library.datasets import synthetic
 from library.datasets.batch import Batch
+from library.entropy.tables import FrequencyTables
 from library.files.places import place
 from library.losses import LossConfig
 from library.metrics import compare_camera_rgb
@@ -109,8 +110,10 @@ class Compression:
     @torch.no_grad()
     def validate(self, model: CodecModel, world: World) -> dict[str, float]:
         """Means over the validation scenes, which the workers share, at each quality; keeps some pictures."""
+        # Once for all scenes: those of a codec of many priors take half a minute.
+        tables = model.frequency_tables() if self.config.checked_scenes > 0 else None
         mine = {
-            index: self._validate_scene(model, index)
+            index: self._validate_scene(model, index, tables)
             for index in range(world.rank, len(self.dataset.validation_scenes), world.size)
         }
         every = {index: metrics for part in world.gather(mine) for index, metrics in part.items()}
@@ -122,7 +125,7 @@ class Compression:
             log.warning("coded files differ from the estimated rate by %.1f %%", 100 * means["val/rate_gap"])
         return means
 
-    def _validate_scene(self, model: CodecModel, index: int) -> dict[str, float]:
+    def _validate_scene(self, model: CodecModel, index: int, tables: FrequencyTables | None) -> dict[str, float]:
         name, item = self.dataset.validation_item(index)
         item = item.to(model.device)
         metrics, losses = {}, []
@@ -135,8 +138,8 @@ class Compression:
             own |= compare_camera_rgb(output.picture.cpu(), item.clean.cpu(), item.mask.cpu(), item.xyz_to_camera.cpu())
             metrics |= {_at(metric, quality, self.config.qualities): value for metric, value in own.items()}
             if quality == self.config.qualities[len(self.config.qualities) // 2]:
-                if index < self.config.checked_scenes:
-                    metrics["rate_gap"] = _rate_gap(model, batch)
+                if tables is not None and index < self.config.checked_scenes:
+                    metrics["rate_gap"] = _rate_gap(model, tables, batch)
                 if index < self.config.num_pictures:
                     self._keep(name, item, output.picture)
         return {"loss": math.fsum(losses) / len(losses), **metrics}
@@ -176,9 +179,9 @@ def _at(metric: str, quality: int, qualities: tuple[int, ...]) -> str:
     return metric if len(qualities) == 1 else f"{metric}.q{quality}"
 
 
-def _rate_gap(model: CodecModel, batch: CodecBatch) -> float:
+def _rate_gap(model: CodecModel, tables: FrequencyTables, batch: CodecBatch) -> float:
     """By how much coded bytes exceed the estimate, as a share of it."""
     conditions = batch.conditions
-    coded = encode_tiles(model, model.frequency_tables(), model.analyze(batch.noisy, conditions), conditions)
+    coded = encode_tiles(model, tables, model.analyze(batch.noisy, conditions), conditions)
     real_bits = 8 * sum(len(stream) for tile in coded.streams for stream in tile)
     return float(real_bits / max(1.0, coded.estimated_bits.sum()) - 1)
