@@ -14,7 +14,6 @@ import io
 import json
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,23 +27,19 @@ from torch import Tensor
 
 from library.bundle import load_bundle
 from library.config import Frozen, Location
-from library.errors import DataError, ImageFileError, RawFileError
+from library.errors import DataError
 from library.files.atomic import whole_file
-from library.files.exr import read_exr
-from library.files.picture import write_png
-from library.files.raw import RAW_SUFFIXES, RawImage, read_raw
+from library.files.raw import read_raw
 from library.inference.classical import BASELINES, Baseline, best_classical, check_available
 from library.inference.denoise import denoise_raw
 from library.inference.engine import DEFAULT_TILE, SMALLEST_TILE, Engine, Precision
 from library.metrics import compare_camera_rgb
-from library.ops.demosaic import demosaic_malvar
-from library.ops.develop import auto_exposure_ev, develop_camera_rgb
-from library.ops.levels import normalize_levels
 from library.sealed import library_versions
 from workloads.infer import ActorScaling
 from workloads.pool import run_pool
 from workloads.progress import track
 from workloads.ray_session import ray_session
+from workloads.suite import centre, color_matrix, demosaiced, find_pairs, read_truth, unsaturated, write_crops
 
 Metrics = dict[str, float]
 METRICS = {"psnr": "PSNR, developed (dB)", "ms_ssim": "MS-SSIM, developed", "psnr.linear": "PSNR, linear (dB)"}
@@ -171,7 +166,7 @@ def run(config: Config) -> Evaluation:
     """
     check_available(config.baselines)
     bundle = load_bundle(config.bundle)
-    names = _pairs(Path(config.raws), Path(config.truth))
+    names = {name: str(raw) for name, (raw, _) in find_pairs(Path(config.raws), Path(config.truth)).items()}
     settings = config.model_dump(mode="json")
     images: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
@@ -215,22 +210,19 @@ class Comparer:
         """Compare one raw, write its crops, and return what `Evaluation.images` holds of it."""
         name, raw_path = item
         raw = read_raw(raw_path)
-        if raw.xyz_to_camera is None:
-            raise RawFileError(raw_path, "its camera's colour matrix is unknown, so its colours cannot be compared")
-        truth = self._centre(_read_truth(Path(self.config.truth) / f"{name}.exr", raw), raw_path)
-        mask = (truth < 1).all(dim=1, keepdim=True).float()
-        if not mask.any():
-            raise RawFileError(raw_path, "saturates all over its centre, so there is nothing to compare; leave it out")
-        noisy = self._centre(_demosaiced(raw), raw_path)
+        matrix = color_matrix(raw)
+        truth = self._centre(read_truth(Path(self.config.truth) / f"{name}.exr", raw), raw_path)
+        mask = unsaturated(truth, raw)
+        noisy = self._centre(demosaiced(raw), raw_path)
         start = time.monotonic()
         denoised = self._centre(torch.from_numpy(denoise_raw(raw, self.engine)).permute(2, 0, 1)[None], raw_path)
         seconds = time.monotonic() - start
-        matrix = torch.from_numpy(raw.xyz_to_camera)[None]
         classical = best_classical(noisy, truth, mask, matrix, methods=self.config.baselines)
         best = max(classical, key=lambda method: classical[method].metrics["psnr"], default=None)
         pictures = {"noisy": noisy, "denoised": denoised, "truth": truth}
         if best is not None:
             pictures["classical"] = classical[best].picture
+        write_crops(Path(self.config.output) / "crops" / name, raw, truth, pictures)
         return {
             "metrics": {
                 "noisy": compare_camera_rgb(noisy, truth, mask, matrix),
@@ -243,69 +235,11 @@ class Comparer:
             "iso": raw.iso,
             "megapixels": raw.height * raw.width / 1e6,
             "seconds_denoising": seconds,
-            "crops": self._write_crops(name, raw, pictures),
+            "crops": {label: f"crops/{name}/{label}.png" for label in pictures},
         }
 
     def _centre(self, picture: Tensor, raw_path: str) -> Tensor:
         """The crop of a (1, C, H, W) picture that all methods are compared on."""
-        side = self.config.crop
         height, width = picture.shape[-2:]
-        if min(height, width) < side:
-            raise RawFileError(
-                raw_path, f"is {width} x {height} px, smaller than crop={side}; lower it, or leave it out"
-            )
-        top, left = (height - side) // 2, (width - side) // 2
-        return picture[..., top : top + side, left : left + side]
-
-    def _write_crops(self, name: str, raw: RawImage, pictures: Mapping[str, Tensor]) -> dict[str, str]:
-        """Developed, all with the exposure that suits the truth. Paths below the output folder."""
-        color = {"as_shot_white_balance": raw.as_shot_white_balance, "xyz_to_camera": raw.xyz_to_camera}
-        exposure_ev = auto_exposure_ev(pictures["truth"], **color)
-        paths = {}
-        for label, camera_rgb in pictures.items():
-            srgb = develop_camera_rgb(camera_rgb[0], exposure_ev=exposure_ev, **color)
-            paths[label] = f"crops/{name}/{label}.png"
-            pixels = (srgb * 255).round().byte().permute(1, 2, 0).numpy()
-            write_png(Path(self.config.output) / paths[label], pixels)
-        return paths
-
-
-def _pairs(raws: Path, truth: Path) -> dict[str, str]:
-    """Name -> raw file, for all files of both folders."""
-    for key, folder in (("raws", raws), ("truth", truth)):
-        if not folder.is_dir():
-            raise DataError(f"{key}: {folder} is not a folder; `workload: simulate` makes raws and truth")
-    of_raws = {str(f.relative_to(raws).with_suffix("")): str(f) for f in _files(raws, RAW_SUFFIXES)}
-    of_truth = {str(f.relative_to(truth).with_suffix("")) for f in _files(truth, {".exr"})}
-    for has, lacks, remedy in (
-        (of_raws.keys() - of_truth, f"truth of the same name in {truth}", "remove it from raws"),
-        (of_truth - of_raws.keys(), f"raw of the same name in {raws}", "remove it from truth"),
-    ):
-        if has:
-            raise DataError(f"{', '.join(sorted(has)[:5])} ({len(has)} in all) has no {lacks}: add it, or {remedy}")
-    if not of_raws:
-        raise DataError(f"{raws} holds no raws; `workload: simulate` makes raws and truth")
-    return dict(sorted(of_raws.items()))
-
-
-def _files(folder: Path, suffixes: set[str] | frozenset[str]) -> list[Path]:
-    return [f for f in folder.rglob("*") if f.suffix.lower() in suffixes and not f.name.startswith(".") and f.is_file()]
-
-
-def _read_truth(path: Path, raw: RawImage) -> Tensor:
-    """(1, 3, H, W) camera RGB."""
-    image = read_exr(path)
-    if image.chromaticities:
-        raise ImageFileError(path, "has chromaticities, so it is not camera RGB as the raw's truth must be")
-    if image.rgb.shape[:2] != raw.mosaic.shape:
-        height, width = image.rgb.shape[:2]
-        raise ImageFileError(
-            path, f"is {width} x {height} px, but its raw is {raw.width} x {raw.height}: give the same pixels"
-        )
-    return torch.from_numpy(image.rgb).permute(2, 0, 1)[None]
-
-
-def _demosaiced(raw: RawImage) -> Tensor:
-    """(1, 3, H, W) camera RGB, as noisy as the raw."""
-    mosaic = normalize_levels(torch.from_numpy(raw.mosaic), torch.from_numpy(raw.black_level), float(raw.white_level))
-    return demosaic_malvar(mosaic, cfa=raw.cfa)[None]
+        rows, columns = centre(height, width, self.config.crop, raw_path)
+        return picture[..., rows, columns]

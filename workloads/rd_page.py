@@ -1,4 +1,4 @@
-"""Rate-distortion curves as pictures and files: PNG, CSV, JSON that CompressAI draws, and a table of BD-rates."""
+"""Rate-distortion curves as pictures and files: PNG, CSV, JSON that CompressAI draws; and all of them on one page."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from upath import UPath
 
 from library.errors import ConfigError
 from library.files.atomic import whole_file
 from library.rate_distortion import BdRate, RateCurve, bd_rate, best_part, decibels, to_compressai_json, write_csv
-from workloads.charts import AXIS, INK
+from workloads.charts import AXIS, INK, data_uri
+from workloads.rd_methods import DENOISED_JPEG_XL, METRICS, NOISY_JPEG_XL
+from workloads.rd_results import Comparison
+from workloads.templates import write_page
 
 FILE_BYTES = "bits of the file per photosite"
 _OURS = ("#1c6570", "#b5651d", "#6a3d8a", "#2f7d32")
@@ -86,8 +90,9 @@ def curves_png(
         names.append(_Name(name, None, height, INK, False))
     if overlap:
         axes.axhspan(*overlap, color=_OURS[0], alpha=0.06, linewidth=0, zorder=0)
+        on_white = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1.5}
         axes.text(0.012, overlap[0], "BD-rate is over this range", transform=axes.get_yaxis_transform(), color=INK,
-                  fontsize=8.5, va="bottom")  # fmt: skip
+                  fontsize=8.5, va="bottom", bbox=on_white)  # fmt: skip
     _style(axes, label, metric, rate)
     _name_lines(axes, names)
     content = io.BytesIO()
@@ -215,3 +220,184 @@ def write_curves(
             )
         written.append(path)
     return written
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+_KEY_BASELINES = (NOISY_JPEG_XL, DENOISED_JPEG_XL, "JPEG XL planes")
+"""What is drawn beside ours where all would be too many."""
+
+
+def write_rd_page(
+    folder: str | Path,
+    found: Comparison,
+    pictures: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    kodak: Sequence[RateCurve],
+    config: Mapping[str, Any],
+    versions: Mapping[str, str],
+) -> Path:
+    """`rate_distortion.html`, whole or not at all: all pictures are inside it. Returns its path.
+
+    pictures  by raw: file, label, bpp, ms_ssim and psnr of each PNG in `<folder>/pictures/<raw>/`
+    kodak     published curves to be drawn in a chart of their own
+    config    as it ran
+    """
+    folder = Path(folder)
+    page = folder / "rate_distortion.html"
+    codecs = [codec for codec in found.ours if codec in found.means]
+    fidelity = [m for m in found.means if m in found.noise_kept or m.endswith(" planes")]
+    all_lossy = [*codecs, *found.anchors]
+    write_page(
+        UPath(page),
+        "rate_distortion.html.j2",
+        title=folder.name,
+        summary=_summary(found, config),
+        targets=[(str(target), target.is_met) for target in found.targets],
+        headline=[_headline(found, metric, [*codecs, *_KEY_BASELINES]) for metric in ("ms_ssim", "psnr")],
+        shaded=f"{codecs[0]} against {NOISY_JPEG_XL}" if codecs and NOISY_JPEG_XL in found.means else None,
+        rates=[(codec, _rate_rows(found, codec, found.anchors, ("ms_ssim", "psnr"))) for codec in codecs],
+        saved=[(codec, *_saved(found, codec)) for codec in codecs],
+        sheets=[_sheet(folder, image, found, about) for image, about in pictures.items()],
+        charts=[_chart(found, metric, all_lossy) for metric in METRICS if not metric.endswith("_to_noisy")],
+        fidelity=_chart(found, "psnr.stabilized_to_noisy", fidelity) if fidelity else None,
+        kept=[
+            (codec, _rate_rows(found, codec, [m for m in fidelity if m not in found.noise_kept], _FIDELITY))
+            for codec in found.noise_kept
+        ],
+        lossless=_lossless(found),
+        speeds=_speeds(found, all_lossy),
+        per_raw=[_of_raw(found, image, [*codecs, *_KEY_BASELINES]) for image in found.images],
+        kodak=_kodak(kodak),
+        problems=list(found.problems.items()),
+        failures=list(found.failures.items()),
+        methods=[(name, found.descriptions[name]) for name in found.means],
+        versions=", ".join(f"{name} {version}" for name, version in versions.items()),
+        config=json.dumps(config, indent=1),
+    )
+    return page
+
+
+_FIDELITY = ("psnr.stabilized_to_noisy",)
+
+
+def _summary(found: Comparison, config: Mapping[str, Any]) -> str:
+    crop = "whole" if config["crop"] == "whole" else f"their centre {config['crop']} x {config['crop']} photosites"
+    isos = sorted({found.facts(image).iso or 0 for image in found.images})
+    light = (
+        f"ISO {isos[0]:g}" + (f" to {isos[-1]:g}" if isos[-1] > isos[0] else "") if isos and isos[0] else "ISO unknown"
+    )
+    return f"{len(found.images)} raws of known truth, {light}, {crop}; {len(found.means)} methods."
+
+
+def _headline(found: Comparison, metric: str, names: Sequence[str]) -> dict[str, str]:
+    """A chart of mean curves, with what is compared between the first of ours and JPEG XL shaded."""
+    overlap = None
+    if found.ours[0] in found.means and NOISY_JPEG_XL in found.means:
+        overlap = found.rate_of_means(NOISY_JPEG_XL, found.ours[0], metric).overlap
+    return _chart(found, metric, names, overlap)
+
+
+def _chart(
+    found: Comparison, metric: str, names: Sequence[str], overlap: tuple[float, float] | None = None
+) -> dict[str, str]:
+    """A chart of those mean curves that there are."""
+    drawn = [found.means[name] for name in names if name in found.means]
+    ours = {*found.ours, *found.noise_kept}
+    content = curves_png(drawn, metric, ours=ours, label=METRICS[metric], levels=found.levels(metric), overlap=overlap)
+    return {"source": data_uri("image/png", content), "label": METRICS[metric]}
+
+
+def _rate_rows(
+    found: Comparison, codec: str, anchors: Sequence[str], metrics: Sequence[str]
+) -> list[tuple[str, list[tuple[str, str]]]]:
+    """By anchor, for each metric: the mean of the raws' BD-rates; that of the mean curves, and over what."""
+    return [(anchor, [_rate_cell(found, anchor, codec, metric) for metric in metrics]) for anchor in anchors]
+
+
+def _rate_cell(found: Comparison, anchor: str, codec: str, metric: str) -> tuple[str, str]:
+    mean = found.rate_per_image(anchor, codec, metric, found.images)
+    whole = found.rate_of_means(anchor, codec, metric)
+    counted = sum(result.percent is not None for result in mean.per_image)
+    text = _percent(mean.percent)
+    if mean.percent is not None and counted < len(mean.per_image):
+        text += f" ({counted} of {len(mean.per_image)} raws)"
+    if whole.percent is None or whole.overlap is None:
+        return text, f"mean curves: {whole.reason}"
+    low, high = whole.overlap
+    return text, f"mean curves {_percent(whole.percent)}, {low:.1f} … {high:.1f} dB, {whole.share:.0%} of the shorter"
+
+
+def _percent(value: float | None) -> str:
+    return "none" if value is None else f"{value:+.1f} %".replace("-", "\N{MINUS SIGN}")
+
+
+def _saved(found: Comparison, codec: str) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Anchors; and by level of MS-SSIM, how many percent fewer bytes than each."""
+    rows = found.saved_at_levels(codec)
+    anchors = list(next(iter(rows.values()))) if rows else []
+    return anchors, [
+        (f"{level:g}", ["–" if row[a] is None else _percent(-float(row[a] or 0)) for a in anchors])
+        for level, row in rows.items()
+    ]
+
+
+def _sheet(folder: Path, image: str, found: Comparison, about: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    pictures = []
+    for picture in about:
+        content = (folder / "pictures" / image / picture["file"]).read_bytes()
+        facts = [f"{picture['bpp']:.3f} bpp"] if picture["bpp"] else []
+        if picture["ms_ssim"] is not None:
+            facts += [f"MS-SSIM {picture['ms_ssim']:.4f}", f"{picture['psnr']:.2f} dB"]
+        pictures.append(
+            {"source": data_uri("image/png", content), "label": picture["label"], "note": " · ".join(facts)}
+        )
+    return {"name": image, "note": _camera(found, image), "pictures": pictures}
+
+
+def _camera(found: Comparison, image: str) -> str:
+    facts = found.facts(image)
+    iso = f", ISO {facts.iso:g}" if facts.iso else ""
+    return f"{facts.camera}{iso}"
+
+
+def _of_raw(found: Comparison, image: str, names: Sequence[str]) -> dict[str, str]:
+    curves = found.curves_of(image)
+    drawn = [curves[name] for name in names if name in curves]
+    content = curves_png(
+        drawn, "ms_ssim", ours=found.ours, label="MS-SSIM, developed", levels=found.levels("ms_ssim", image)
+    )
+    return {"source": data_uri("image/png", content), "label": image, "note": _camera(found, image)}
+
+
+def _lossless(found: Comparison) -> list[tuple[str, str, str, str]]:
+    """Name, bits per photosite, photosites per second of both ways, in millions."""
+    return [
+        (name, f"{curve.points[0].bpp:.3f}", *_speed(found, name))
+        for name, curve in found.means.items()
+        if all(value == np.inf for value in curve.values("psnr.stabilized_to_noisy"))
+    ]
+
+
+def _speeds(found: Comparison, names: Sequence[str]) -> list[tuple[str, str, str]]:
+    return [(name, *_speed(found, name)) for name in names]
+
+
+def _speed(found: Comparison, method: str) -> tuple[str, str]:
+    """Megaphotosites per second of encoding and decoding, over all raws and settings."""
+    measured = [m for m in found.measurements if m.method == method]
+    photosites = sum(m.photosites for m in measured) / 1e6
+    times = (sum(m.encoding_time for m in measured), sum(m.decoding_time for m in measured))
+    encoding, decoding = (f"{photosites / max(seconds, 1e-9):.2f}" for seconds in times)
+    return encoding, decoding
+
+
+def _kodak(curves: Sequence[RateCurve]) -> dict[str, str] | None:
+    """CompressAI's of mean squared error, which were trained for what the chart shows, and VTM, or all where it has
+    none."""
+    chosen = [c for c in curves if c.name == "vtm" or (c.name.startswith("compressai") and "ms-ssim" not in c.name)]
+    drawn = chosen or list(curves)
+    if not drawn:
+        return None
+    content = curves_png(drawn, "psnr", ours=(), label="PSNR, 8-bit sRGB", rate="bits of the file per pixel")
+    return {"source": data_uri("image/png", content), "label": drawn[0].description}

@@ -119,7 +119,7 @@ class RateDistortion:
             **{f"bpp.{name}": rate.mean() for name, rate in streams.items()},
             "distortion": distortion.mean(),
             **{name: part.mean() for name, part in parts.items()},
-            "lmbda": lmbda.log().mean().exp(),
+            "lmbda": lmbda.mean(),
         }
 
     def distortion(self, picture: Tensor, batch: CodecBatch) -> tuple[Tensor, dict[str, Tensor]]:

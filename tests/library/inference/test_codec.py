@@ -103,9 +103,8 @@ def small_tiles(engine: CodecEngine, tmp_path_factory: pytest.TempPathFactory) -
 def paint_raw(path: Path, height: int, width: int, cfa: str, metadata: ImageMetadata | None = None) -> Path:
     """A noisy raw with edges, gradients and texture of several sizes, in the colours of a sensor."""
     rows, columns = np.mgrid[:height, :width]
-    light = 0.2 + 0.12 * (
-        np.sin(rows / 31) * np.cos(columns / 23) + np.sin((rows + 2 * columns) / 5) * (rows > columns)
-    )
+    waves = np.sin(rows / 31) * np.cos(columns / 23) + np.sin((rows + 2 * columns) / 5) * (rows > columns)
+    light = 0.2 + 0.08 * waves
     color = np.array([{"R": 0.55, "G": 1.0, "B": 0.7}[letter] for letter in cfa]).reshape(2, 2)[rows % 2, columns % 2]
     noise = np.random.default_rng(height * width).normal(size=rows.shape) * np.sqrt(2e-3 * light + 1e-6)
     mosaic = BLACK + (WHITE - BLACK) * (light * color + noise)
@@ -369,25 +368,25 @@ def test_no_damage_goes_unnoticed_or_costs_more_than_its_own_tiles(
     path = tmp_path / "photo.sgr"
     encode_file(raw_dng, path, engine, quality=QUALITY, tile=64)
     wanted = latents_of(engine, path)
-    decode_file(path, {"png": tmp_path / "first.png"}, engine)
-    opened = 0
-    tracemalloc.start()
-    try:
-        for mutant in mutants(path, 0, 150, tmp_path / "scratch.sgr"):
-            verdict = judge(engine, mutant, wanted, tmp_path)
-            assert verdict.detected
-            assert verdict.named or mutant.tile is None
-            assert verdict.rest is not False
-            if mutant.tile is not None:
-                assert verdict.lost == (mutant.tile,)
-            assert verdict.seconds < 20
-            opened += verdict.rest is not None
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    decode_file(path, {}, engine)
+    opened, peaks = 0, []
+    for number, mutant in enumerate(mutants(path, 0, 150, tmp_path / "scratch.sgr")):
+        if number % 15 < 2:  # counting takes longer than decoding
+            tracemalloc.start()
+        verdict = judge(engine, mutant, wanted, tmp_path)
+        if tracemalloc.is_tracing():
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        assert verdict.detected
+        assert verdict.named or mutant.tile is None
+        assert verdict.rest is not False
+        if mutant.tile is not None:
+            assert verdict.lost == (mutant.tile,)
+        assert verdict.seconds < 20
+        opened += verdict.rest is not None
     assert opened > 130
-    # NumPy's share, most of which the decoder's tables take; a header of 131 x 153 photosites allows no more.
-    assert peak < 64 * 2**20
+    # NumPy's and Python's. A header of 131 x 153 photosites allows no more, whatever the streams say.
+    assert max(peaks) < 8 * 2**20
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -179,7 +179,7 @@ def test_the_loss_is_rate_and_lmbda_times_distortion_worked_out_by_hand():
     assert (found["bpp.z"].item(), found["bpp.y"].item()) == pytest.approx((152 / 512, 1384 / 512))
     assert found["mse"].item() == pytest.approx(0.025, rel=1e-4)
     assert found["distortion"].item() == pytest.approx(0.05, rel=1e-4)
-    assert found["lmbda"].item() == pytest.approx(100, rel=1e-4)
+    assert found["lmbda"].item() == pytest.approx(505, rel=1e-4)
 
 
 def test_every_picture_has_its_own_lmbda():
