@@ -561,8 +561,9 @@ def _search_quality(
             nearest = min(known, key=lambda q: abs(gap(q)))
             quality = min(max(round(nearest - gap(nearest) / slope), low + 1), max(low + 1, high - 1))
     nearest = min((low, high), key=lambda q: abs(gap(q)))
-    too_large, too_small = nearest == 0 and gap(0) > math.log(1.05), nearest == 63 and gap(63) < -math.log(1.05)
-    if too_large or too_small:
+    gaps = [gap(quality) for quality in found]
+    if min(gaps) > math.log(1.05) or max(gaps) < -math.log(1.05):
+        too_large = gaps[0] > 0
         raise ConfigError(
             f"bpp is {wanted:g}, but the {'least' if too_large else 'most'} that this codec makes of this picture is "
             f"about {bpp_of(found[nearest]):.3g}: aim {'higher' if too_large else 'lower'}"

@@ -243,7 +243,7 @@ def test_a_pixel_saturated_in_any_channel_does_not_count():
 def test_a_sensor_of_all_colours_sees_the_same_scene_in_lin_rec2020(tmp_path: Path):
     """The same crops and cameras as a mosaic's; noise without bias; a camera whose matrix changes nothing any more."""
     scenes = [Scene(name, np.full((176, 176, 3), (0.2, 0.3, 0.1), np.float32), "lin_srgb") for name in "ab"]
-    noisy = {"held_out": ("a",), "crop": 64, "sensor": ParametricSensor(shot=(4e-3, 4e-3))}
+    noisy = {"held_out": ("a",), "crop": 64, "sensor": sensors.ParametricSensor(shot=(4e-3, 4e-3))}
     mosaics = dataset(tmp_path / "mosaic", scenes, **noisy)
     pictures = dataset(tmp_path / "picture", scenes, output="lin_rec2020", **noisy)
     seen, mosaic = (data.batch(0, range(4), batch_size=4) for data in (pictures, mosaics))
