@@ -167,8 +167,9 @@ def encode(
     """Compress a raw file: denoised, demosaiced and coded by one network. Says the bits that are on disk."""
     from library.bundle import load_bundle
     from library.codec_bundle import load_codec
-    from library.inference.codec import CodecEngine, encode_file
+    from library.inference.codec import CodecEngine
     from library.inference.engine import Engine
+    from library.inference.sgr_files import encode_file
 
     engine = CodecEngine(load_codec(bundle), device=device)
     with _busy(f"encoding {raw.name}"):
@@ -206,7 +207,8 @@ def decode(
 ) -> None:
     """Make a picture of a compressed raw. It needs the bundle that made the file."""
     from library.codec_bundle import load_codec
-    from library.inference.codec import CodecEngine, decode_file, format_of, parse_region
+    from library.inference.codec import CodecEngine
+    from library.inference.sgr_files import decode_file, format_of, parse_region
 
     output_format = format_of(output, mosaic=mosaic)
     engine = CodecEngine(load_codec(bundle), device=device)
@@ -225,7 +227,7 @@ def info(
     check: Annotated[bool, typer.Option("--check", help="Also read every tile and check it.")] = False,
 ) -> None:
     """Show what is in a compressed file: picture, codec, sizes, camera. Needs no bundle."""
-    from library.inference.codec import describe_file
+    from library.inference.sgr_files import describe_file
 
     facts = describe_file(file, check=check)
     if as_json:

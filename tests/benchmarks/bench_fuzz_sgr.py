@@ -29,7 +29,8 @@ from library.errors import StreamFileError
 from library.files.dng import write_cfa_dng
 from library.files.metadata import ImageMetadata
 from library.files.sgr.container import DamagedTileError, SgrFile, TileRecord, write_sgr
-from library.inference.codec import CodecEngine, decode_file, encode_file
+from library.inference.codec import CodecEngine
+from library.inference.sgr_files import decode_file, encode_file
 from tests.benchmarks.bench_models import commit, processor
 
 HEIGHT, WIDTH, TILE = 190, 250, 128
@@ -207,7 +208,7 @@ def main() -> None:
     parser.add_argument("--sgr", type=Path)
     words = parser.parse_args()
     torch.set_num_threads(1)
-    console = Console()
+    console = Console(width=max(110, Console().width))  # also into a file
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         engine, path = (CodecEngine(load_codec(words.bundle)), words.sgr) if words.bundle else example(folder)

@@ -23,7 +23,8 @@ from library.codecs import balle_manypriors, rawcodec
 from library.config import load, validate
 from library.errors import BundleError, ConfigError
 from library.files.picture import read_image
-from library.inference.codec import CodecEngine, decode_file, encode_file
+from library.inference.codec import CodecEngine
+from library.inference.sgr_files import decode_file, encode_file
 from library.models.blocks.codec import CodecModel
 from library.training.checkpoint import checkpoints
 from library.training.recorder import read_metrics

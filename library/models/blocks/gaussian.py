@@ -10,8 +10,8 @@ from torch import Tensor
 NUM_SCALES = 64
 _SMALLEST, _LARGEST = 0.11, 64.0
 """Of the ladder, in quantisation steps; its levels are spaced evenly in the logarithm."""
-_LEAST_LIKELIHOOD = 1e-9
-"""30 bits, about what the entropy coder's escape takes."""
+_LEAST_LIKELIHOOD = 2.0**-22
+"""22 bits: what the entropy coder's escape takes, 14 of its table and a byte."""
 CERTAIN = 0
 """Index of the narrowest scale, at which a latent is taken to be at its mean and not coded: it would differ once in
 180,000."""
@@ -39,5 +39,5 @@ def gaussian_bits(residual: Tensor, scale: Tensor) -> Tensor:
     distance, width = residual.abs(), scale * math.sqrt(2)
     likelihood = 0.5 * (torch.erfc((distance - 0.5) / width) - torch.erfc((distance + 0.5) / width))
     # What costs the least likelihood would pull at nothing; there the distance itself does, and adds no value.
-    pull = torch.relu(distance - 0.5 - 5.5 * scale) / scale
+    pull = torch.relu(distance - 0.5 - 5 * scale) / scale
     return -torch.log2(likelihood.clamp_min(_LEAST_LIKELIHOOD)) + (pull - pull.detach())

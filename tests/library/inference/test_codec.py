@@ -6,6 +6,7 @@ import io
 import math
 import tracemalloc
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,12 @@ from library.errors import ConfigError, ImageFileError, RawFileError, Stillgrain
 from library.files.dng import write_cfa_dng
 from library.files.exr import read_exr
 from library.files.metadata import ImageMetadata
+from library.files.picture import write_png
 from library.files.raw import BAYER_PHASES, read_raw
 from library.files.sgr.container import DamagedTileError, SgrFile, TileRecord, write_sgr
-from library.inference.codec import (
-    CodecEngine,
-    Encoded,
-    decode_file,
-    describe_file,
-    encode_file,
-    format_of,
-    parse_region,
-)
+from library.inference.codec import CodecEngine, Encoded
 from library.inference.outputs import ENCODERS, Format, Written
+from library.inference.sgr_files import decode_file, describe_file, encode_file, format_of, parse_region
 from library.models.blocks.codec import Conditions
 from library.ops.develop import camera_rgb_to_balanced_lin_rec2020
 from tests.benchmarks.bench_fuzz_sgr import judge, mutants
@@ -98,6 +93,14 @@ def small_tiles(engine: CodecEngine, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("tiles")
     encode_file(paint_raw(folder / "photo.dng", 549, 611, "GBRG"), folder / "photo.sgr", engine, quality=63, tile=64)
     return folder / "photo.sgr"
+
+
+@pytest.fixture(scope="module")
+def large(engine: CodecEngine, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensor]:
+    """A coded picture of several windows of the synthesis, and what it decodes to."""
+    folder = tmp_path_factory.mktemp("large")
+    encode_file(paint_raw(folder / "photo.dng", 1220, 1404, "GBRG"), folder / "photo.sgr", engine, quality=63)
+    return folder / "photo.sgr", picture_of(engine, folder / "photo.sgr")
 
 
 def paint_raw(path: Path, height: int, width: int, cfa: str, metadata: ImageMetadata | None = None) -> Path:
@@ -231,7 +234,7 @@ def test_the_same_raw_gives_the_same_bytes(engine: CodecEngine, raw_dng: Path, t
 
 def test_every_latent_is_within_half_a_step_and_no_tile_size_shows(engine: CodecEngine, tmp_path: Path) -> None:
     """The tile changes what the entropy model sees, and so the means that latents are rounded about: the picture moves
-    by less than rounding moves it, and no more along a tile's border than elsewhere."""
+    by no more than two independent roundings differ, and no more along a tile's border than elsewhere."""
     height, width = 383, 449
     raw = paint_raw(tmp_path / "raw.dng", height, width, "GRBG")
     pictures, unrounded = {}, torch.empty(0)
@@ -249,7 +252,7 @@ def test_every_latent_is_within_half_a_step_and_no_tile_size_shows(engine: Codec
     rounding = (pictures[512] - unrounded).square().mean()
     for tile in (64, 128):
         moved = (pictures[tile] - pictures[512]).square()
-        assert moved.mean() < rounding
+        assert moved.mean() < 2 * rounding
         rows, columns = torch.arange(height)[:, None], torch.arange(width) + 1
         from_border = torch.minimum((rows + 4) % tile, (columns + 4) % tile)
         near = (from_border < 8).expand(height, width)
@@ -276,7 +279,17 @@ def test_a_region_is_that_part_of_the_whole_picture(engine: CodecEngine, small_t
     top, left, height, width = region
     whole = picture_of(engine, small_tiles)
     part = picture_of(engine, small_tiles, region)
-    torch.testing.assert_close(part, whole[:, top : top + height, left : left + width], rtol=0, atol=1e-5)
+    assert torch.equal(part, whole[:, top : top + height, left : left + width])
+
+
+@pytest.mark.parametrize("region", [(1003, 1150, 130, 141), (1215, 0, 5, 1404), (700, 900, 1, 1)])
+def test_a_region_of_a_picture_of_several_windows_is_that_part_too(
+    engine: CodecEngine, large: tuple[Path, Tensor], region: Region
+) -> None:
+    """The synthesis takes 1024 photosites at a time, and a region begins its windows elsewhere."""
+    path, whole = large
+    top, left, height, width = region
+    assert torch.equal(picture_of(engine, path, region), whole[:, top : top + height, left : left + width])
 
 
 def test_a_region_is_decoded_from_its_own_tiles_alone(engine: CodecEngine, small_tiles: Path, tmp_path: Path) -> None:
@@ -405,6 +418,36 @@ def test_a_file_of_another_codec_is_refused_naming_both(engine: CodecEngine, sma
     for part in ("photo.sgr", "small", engine.bundle.codec_digest.hex(), other.bundle.codec_digest.hex(), "give the"):
         assert part in str(error.value)
     assert not (tmp_path / "x.png").exists()
+
+
+def test_a_header_that_contradicts_its_codec_is_refused(engine: CodecEngine, small_tiles: Path, tmp_path: Path) -> None:
+    """Such a file has every checksum right; decoding it asked for streams or a phase that were not there."""
+    with SgrFile(small_tiles) as file:
+        header, metadata = file.header, file.metadata
+        tiles = [file.read_tile(index) for index in range(header.num_tiles)]
+    two = [replace(tile, passes=tile.passes[:2]) for tile in tiles]
+    for changed, records in ((replace(header, layout="rgb", cfa=""), tiles), (replace(header, num_passes=2), two)):
+        write_sgr(tmp_path / "forged.sgr", changed, metadata, records)
+        for salvage in (False, True):
+            with pytest.raises(StreamFileError, match="which its codec does not make"):
+                decode_file(tmp_path / "forged.sgr", {"png": tmp_path / "x.png"}, engine, salvage=salvage)
+
+
+def test_a_picture_that_never_was_a_mosaic_becomes_none(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = rawcodec.Config(in_channels=3, width=8, latents=8, hyper_latents=4, encoder_blocks=0, decoder_blocks=0)
+    pictures = CodecEngine(
+        write_codec_bundle(
+            tmp_path / "b", config.build(), name="rgb", training={}, data_digest="none", metrics={}, step=0
+        )
+    )
+    write_png(tmp_path / "x.png", np.random.default_rng(0).integers(0, 255, (70, 90, 3), np.uint8))
+    encode_file(tmp_path / "x.png", tmp_path / "x.sgr", pictures, quality=20, verify=True)
+    decode_file(tmp_path / "x.sgr", {"exr": tmp_path / "x.exr"}, pictures)
+    assert read_exr(tmp_path / "x.exr").rgb.shape == (70, 90, 3)
+    with pytest.raises(ConfigError, match="never was a mosaic"):
+        decode_file(tmp_path / "x.sgr", {"cfa-dng": tmp_path / "x.dng"}, pictures)
+    assert not (tmp_path / "x.dng").exists()
 
 
 def test_what_is_no_sgr_is_refused(engine: CodecEngine, raw_dng: Path, tmp_path: Path) -> None:
@@ -558,7 +601,7 @@ def test_more_quality_takes_more_bytes_and_they_are_what_the_model_said(
     for encoded in coded:
         with SgrFile(encoded.path) as file:
             streams = sum(len(s) for i in range(file.header.num_tiles) for s in file.read_tile(i).passes)
-        assert encoded.stream_bits == 8 * streams > 8 * 4000
+        assert encoded.stream_bits == 8 * streams > 8 * 3000
         assert encoded.stream_bits == pytest.approx(encoded.estimated_bits, rel=0.01)
     sizes = [encoded.sizes.total for encoded in coded]
     assert sizes == sorted(set(sizes))

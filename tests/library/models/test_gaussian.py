@@ -23,7 +23,7 @@ def exact_bits(residual: np.ndarray, scale: float) -> np.ndarray:
 @some_scales
 def test_bits_are_those_of_the_unit_interval_under_the_gaussian(scale: float):
     residual = torch.linspace(-1, 1, 401) * (0.5 + 5.5 * scale)
-    expected = exact_bits(residual.double().numpy(), scale)
+    expected = np.minimum(exact_bits(residual.double().numpy(), scale), 22)
     bits = gaussian_bits(residual, torch.tensor(scale))
     np.testing.assert_allclose(bits.numpy(), expected, rtol=2e-4, atol=2e-5)
 
@@ -31,7 +31,7 @@ def test_bits_are_those_of_the_unit_interval_under_the_gaussian(scale: float):
 @some_scales
 def test_the_whole_numbers_probabilities_sum_to_one(scale: float):
     values = torch.arange(-600.0, 601)
-    assert torch.exp2(-gaussian_bits(values, torch.tensor(scale))).double().sum() == pytest.approx(1, abs=1e-4)
+    assert torch.exp2(-gaussian_bits(values, torch.tensor(scale))).double().sum() == pytest.approx(1, abs=4e-4)
 
 
 @some_scales
@@ -76,9 +76,9 @@ def test_farther_from_the_mean_never_costs_less(scale: float):
 
 
 @some_scales
-def test_nothing_costs_more_than_30_bits_which_is_what_an_escape_takes(scale: float):
+def test_nothing_costs_more_than_22_bits_which_is_what_an_escape_takes(scale: float):
     bits = gaussian_bits(torch.tensor([100.0, 1e3, 1e4, 1e6]) * scale, torch.tensor(scale))
-    assert bits.tolist() == pytest.approx([-math.log2(1e-9)] * 4)
+    assert bits.tolist() == pytest.approx([22] * 4)
 
 
 def test_the_ladder_has_64_rungs_from_0_11_to_64_at_a_constant_ratio():
