@@ -19,7 +19,6 @@ from library.config import one_of
 from library.datasets import synthetic
 from library.datasets.batch import Batch
 from library.entropy.tables import FrequencyTables
-from library.files.places import place
 from library.losses import LossConfig
 from library.metrics import compare_camera_rgb
 from library.models.blocks.codec import CodecConfig, CodecModel
@@ -29,8 +28,8 @@ from library.training.loop import Best, fit
 from library.training.objective import Objective
 from library.training.recorder import Recorder
 from library.training.world import World
-from workloads.launch import RunResult, initial_weights, launch
-from workloads.pictures import PictureConfig, noisy_picture, to_lin_rec2020, write_pictures
+from workloads.launch import RunResult, starting_bundle
+from workloads.pictures import PictureConfig, noisy_picture, run_training, to_lin_rec2020, write_pictures
 
 _LARGEST_RATE_GAP = 0.01
 log = logging.getLogger(__name__)
@@ -73,8 +72,7 @@ def run(config: Config) -> RunResult:
 
     raises  ConfigError, DataError; CheckpointError for a damaged state
     """
-    dataset = cast(synthetic.Config, config.dataset)
-    return launch(config, prepare=lambda: dataset.prepare(place(config.storage) / "stores"))
+    return run_training(config, config.model, load_codec)
 
 
 def train(config: Config, prepared: str, recorder: Recorder, world: World) -> None:
@@ -82,7 +80,7 @@ def train(config: Config, prepared: str, recorder: Recorder, world: World) -> No
     torch.manual_seed(config.seed)
     model = cast(CodecConfig, config.model).build()
     if config.start_from is not None and recorder.latest_checkpoint() is None:
-        initial_weights(config, model, load_codec)
+        model.load_state_dict(starting_bundle(config, config.model, load_codec).model.state_dict())
     fit([Compression(stage, model, prepared, config.run_folder) for stage in config.stages], recorder, world)
 
 

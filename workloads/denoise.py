@@ -16,7 +16,6 @@ from library.bundle import load_bundle, write_bundle
 from library.config import one_of
 from library.datasets import synthetic
 from library.datasets.batch import Batch
-from library.files.places import place
 from library.losses import LossConfig
 from library.metrics import compare_camera_rgb
 from library.models.blocks.image_model import ImageModel, ModelConfig
@@ -24,8 +23,8 @@ from library.training.loop import fit
 from library.training.objective import Gain, Objective
 from library.training.recorder import Recorder
 from library.training.world import World
-from workloads.launch import RunResult, initial_weights, launch
-from workloads.pictures import PictureConfig, noisy_picture, to_lin_rec2020, write_pictures
+from workloads.launch import RunResult, starting_bundle
+from workloads.pictures import PictureConfig, noisy_picture, run_training, to_lin_rec2020, write_pictures
 
 
 class Config(PictureConfig):
@@ -42,8 +41,7 @@ def run(config: Config) -> RunResult:
 
     raises  ConfigError, DataError; CheckpointError for a damaged state
     """
-    dataset = cast(synthetic.Config, config.dataset)
-    return launch(config, prepare=lambda: dataset.prepare(place(config.storage) / "stores"))
+    return run_training(config, config.model, load_bundle)
 
 
 def train(config: Config, prepared: str, recorder: Recorder, world: World) -> None:
@@ -51,7 +49,7 @@ def train(config: Config, prepared: str, recorder: Recorder, world: World) -> No
     torch.manual_seed(config.seed)
     model = cast(ModelConfig, config.model).build()
     if config.start_from is not None and recorder.latest_checkpoint() is None:
-        initial_weights(config, model, load_bundle)
+        model.load_state_dict(starting_bundle(config, config.model, load_bundle).model.state_dict())
     fit([Denoising(stage, model, prepared, config.run_folder) for stage in config.stages], recorder, world)
 
 

@@ -10,7 +10,7 @@ import difflib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import Field, model_validator
@@ -18,11 +18,10 @@ from upath import UPath
 
 from library.bundle import Bundle
 from library.codec_bundle import CodecBundle
-from library.config import Location, to_yaml
+from library.config import Component, Location, to_yaml
 from library.errors import ConfigError
 from library.files.atomic import whole_file
 from library.files.places import place
-from library.models.blocks.trainable import Trainable
 from library.training.checkpoint import checkpoints, read_progress
 from library.training.loop import TrainingConfig
 from library.training.recorder import Recorder, read_metrics
@@ -34,6 +33,9 @@ from workloads.ray_session import ray_session
 _MAY_CHANGE = {"scaling", "loggers", "tags", "notes"}
 # Where Ray unpacks `--working-dir`, below its session's folder.
 _JOB_COPY = "working_dir_files"
+
+
+_Bundle = TypeVar("_Bundle", bound=Bundle | CodecBundle)
 
 
 class LaunchConfig(TrainingConfig):
@@ -130,16 +132,17 @@ def run_worker(job: dict[str, Any], world: World) -> None:
     workload.train(config, job["prepared"], recorder, world)
 
 
-def initial_weights(config: LaunchConfig, model: Trainable, load: Callable[[UPath], Bundle | CodecBundle]) -> None:
-    """Give a fresh model the weights that `start_from` names.
+def starting_bundle(config: LaunchConfig, model: Component, load: Callable[[UPath], _Bundle]) -> _Bundle:
+    """The bundle whose weights a run begins with: what `start_from` names.
 
+    model   config of what is trained
     load    reads a bundle of the kind that is trained
     raises  ConfigError when they are another model's; BundleError when there is none
     """
     assert config.start_from is not None
     path = place(config.start_from)
     bundle = load(path / "bundle" if (path / "run.yaml").exists() else path)
-    asked, there = (model_config.model_dump(mode="json") for model_config in (model.config, bundle.model.config))
+    asked, there = (x.model_dump(mode="json") for x in (model, bundle.model.config))
     if asked != there:
         differing = [
             f"model.{key} is {asked.get(key)!r} here and {there.get(key)!r} there"
@@ -147,7 +150,7 @@ def initial_weights(config: LaunchConfig, model: Trainable, load: Callable[[UPat
             if asked.get(key) != there.get(key)
         ]
         raise ConfigError(f"start_from: {path} is another model: {'; '.join(differing)}")
-    model.load_state_dict(bundle.model.state_dict())
+    return bundle
 
 
 def claim(config: LaunchConfig) -> None:

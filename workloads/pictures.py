@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from collections.abc import Callable
+from typing import ClassVar, Self, cast
 
 from pydantic import Field, model_validator
 from torch import Tensor
 from upath import UPath
 
-from library.config import mapping_of, one_of
+from library.bundle import Bundle
+from library.codec_bundle import CodecBundle
+from library.config import Component, mapping_of, one_of
+from library.datasets import synthetic
 from library.datasets.batch import Batch
 from library.files.atomic import whole_file
 from library.files.exr import write_exr
 from library.files.picture import write_png
+from library.files.places import place
 from library.ops.cfa import unpack_cfa
 from library.ops.color import camera_rgb_to_lin_rec2020, lin_rec2020_to_lin_srgb
 from library.ops.demosaic import demosaic_malvar
 from library.ops.transfer import srgb_encode
+from library.training.checkpoint import checkpoints
 from library.training.objective import Transfer
-from workloads.launch import LaunchConfig
+from workloads.launch import LaunchConfig, RunResult, launch, starting_bundle
 
 
 class PictureConfig(LaunchConfig):
@@ -79,6 +85,18 @@ class PictureConfig(LaunchConfig):
                     f"{value // side * side + side}"
                 )
         return self
+
+
+def run_training(config: PictureConfig, model: Component, load: Callable[[UPath], Bundle | CodecBundle]) -> RunResult:
+    """Train as configured, on Ray or in this process; see `launch`.
+
+    model  config of what is trained
+    load   reads a bundle to start from, which is looked at before anything is started
+    """
+    if config.start_from is not None and not checkpoints(config.run_folder):
+        starting_bundle(config, model, load)
+    dataset = cast(synthetic.Config, config.dataset)
+    return launch(config, prepare=lambda: dataset.prepare(place(config.storage) / "stores"))
 
 
 def write_pictures(folder: UPath, pictures: dict[str, Tensor]) -> None:

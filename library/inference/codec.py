@@ -283,7 +283,7 @@ class CodecEngine:
                 found: list[tuple[int, tuple[bytes, ...]]] = []
                 for index in group:
                     try:
-                        found.append((index, file.read_tile(index).passes))
+                        found.append((index, self._passes(file, index)))
                     except DamagedTileError:
                         if not salvage:
                             raise
@@ -309,6 +309,18 @@ class CodecEngine:
                         y_hat[0, :, top // unit : bottom // unit, left // unit : right // unit] = latents
                     break
         return y_hat, sorted(damaged)
+
+    def _passes(self, file: SgrFile, index: int) -> tuple[bytes, ...]:
+        """The streams of a tile. Its neighbours' gains are its own: tiles of other qualities are not decoded yet."""
+        record = file.read_tile(index)
+        if record.quality != file.header.quality:
+            raise DamagedTileError(
+                file.path,
+                index,
+                f"has quality {record.quality} in a file of quality {file.header.quality}, which this Stillgrain does "
+                "not decode: use a newer one",
+            )
+        return record.passes
 
     def camera_rgb(self, header: StreamHeader, y_hat: Tensor, region: tuple[int, int, int, int]) -> Iterator[Patch]:
         """The decoded picture of a region, patch by patch, at its own origin: as `Engine.camera_rgb` gives it.

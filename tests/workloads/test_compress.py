@@ -31,7 +31,7 @@ from library.training.recorder import read_metrics
 from tests.kills import Driver, differences
 from tests.scenes import paint_scenes
 from workloads import compress
-from workloads.launch import RunResult, initial_weights
+from workloads.launch import RunResult, starting_bundle
 from workloads.run import run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "workloads" / "configs"
@@ -247,7 +247,7 @@ def test_a_rung_begins_with_all_that_its_neighbour_learned_and_counted(
 ) -> None:
     config = checked(one_rate(big_scenes, tmp_path, lmbda=32.0, start_from=str(neighbour.folder)))
     model = config.model.build()
-    initial_weights(config, model, load_codec)
+    model.load_state_dict(starting_bundle(config, config.model, load_codec).model.state_dict())
     theirs = load_codec(neighbour.bundle).model.state_dict()
     assert model.state_dict().keys() == theirs.keys() > {"priors.usage", "priors.unused_for"}
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in model.state_dict().items())

@@ -433,6 +433,18 @@ def test_a_header_that_contradicts_its_codec_is_refused(engine: CodecEngine, sma
                 decode_file(tmp_path / "forged.sgr", {"png": tmp_path / "x.png"}, engine, salvage=salvage)
 
 
+def test_a_tile_of_another_quality_is_refused_and_not_decoded_at_the_files(
+    engine: CodecEngine, small_tiles: Path, tmp_path: Path
+) -> None:
+    with SgrFile(small_tiles) as file:
+        header, metadata = file.header, file.metadata
+        tiles = [file.read_tile(index) for index in range(header.num_tiles)]
+    tiles[1] = replace(tiles[1], quality=header.quality + 1)
+    write_sgr(tmp_path / "mixed.sgr", header, metadata, tiles)
+    with pytest.raises(DamagedTileError, match=f"tile 1 has quality {header.quality + 1}"):
+        decode_file(tmp_path / "mixed.sgr", {"png": tmp_path / "x.png"}, engine)
+
+
 def test_a_picture_that_never_was_a_mosaic_becomes_none(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = rawcodec.Config(in_channels=3, width=8, latents=8, hyper_latents=4, encoder_blocks=0, decoder_blocks=0)
