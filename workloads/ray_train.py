@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from library.config import Frozen
 from library.errors import ConfigError, StillgrainError
-from library.training.memory import keep_freed_memory
+from library.memory import keep_freed_memory
 from library.training.world import World
 
 _MOST_WAITS = 1000

@@ -25,6 +25,7 @@ from library.files.sgr.header import HEADER_LENGTH, MAX_TILE, MIN_TILE, StreamHe
 from library.files.sgr.metadata import FileMetadata
 from library.inference.engine import Patch
 from library.inference.subjects import Subject
+from library.memory import keep_freed_memory
 from library.models.blocks.codec import Conditions, stabilizer_offset
 from library.models.blocks.latent_coding import decode_tiles, encode_tiles
 from library.ops.cfa import rggb_offset
@@ -105,6 +106,7 @@ class CodecEngine:
     """
 
     def __init__(self, bundle: CodecBundle, *, device: str = "cpu") -> None:
+        keep_freed_memory()
         self.bundle = bundle
         self.model = bundle.model.to(torch.device(device))
         self.side = self.model.lattice * self.model.scale
@@ -206,9 +208,8 @@ class CodecEngine:
         model, stride = self.model, self.model.stride
         height, width = samples.shape[1:]
         y = torch.empty(1, model.latent_channels, height // stride, width // stride)
-        halo = -(-model.analysis_reach // model.lattice) * model.lattice
-        window = max(model.lattice, _WINDOW // model.lattice * model.lattice)
-        for t in plan_tiles(height, width, tile=window, halo=halo, lattice=model.lattice):
+        halo, window = -(-model.analysis_reach // stride) * stride, _WINDOW // stride * stride
+        for t in plan_tiles(height, width, tile=window, halo=halo, lattice=stride):
             x = samples[
                 None, :, t.window_rows.start : t.window_rows.stop, t.window_columns.start : t.window_columns.stop
             ]

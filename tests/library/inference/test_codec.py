@@ -439,9 +439,9 @@ def test_a_tile_of_another_quality_is_refused_and_not_decoded_at_the_files(
     with SgrFile(small_tiles) as file:
         header, metadata = file.header, file.metadata
         tiles = [file.read_tile(index) for index in range(header.num_tiles)]
-    tiles[1] = replace(tiles[1], quality=header.quality + 1)
+    tiles[1] = replace(tiles[1], quality=header.quality - 1)
     write_sgr(tmp_path / "mixed.sgr", header, metadata, tiles)
-    with pytest.raises(DamagedTileError, match=f"tile 1 has quality {header.quality + 1}"):
+    with pytest.raises(DamagedTileError, match=f"tile 1 has quality {header.quality - 1}"):
         decode_file(tmp_path / "mixed.sgr", {"png": tmp_path / "x.png"}, engine)
 
 

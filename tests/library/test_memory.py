@@ -9,7 +9,7 @@ import pytest
 _FAULTS_OF_A_STEP = """
 import resource
 import torch
-from library.training.memory import keep_freed_memory
+from library.memory import keep_freed_memory
 
 if {keep}:
     keep_freed_memory()
