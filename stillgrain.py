@@ -156,7 +156,7 @@ def encode(
         tuple[float, float] | None,
         typer.Option(metavar="A B", help="Variance A x + B; left out, the file's NoiseProfile or an estimate."),
     ] = None,
-    tile: Annotated[int, typer.Option(help="Photosites a side that can be decoded alone; a power of two.")] = 512,
+    tile: Annotated[int, typer.Option(help="Photosites a side that can be decoded alone; a power of two.")] = 1024,
     denoiser: Annotated[
         str | None, typer.Option(metavar="BUNDLE", help="A denoiser that goes before a codec of clean raws.")
     ] = None,

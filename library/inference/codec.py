@@ -32,7 +32,7 @@ from library.ops.cfa import rggb_offset
 from library.ops.noise_estimate import estimate_noise
 from library.ops.tiles import plan_tiles
 
-DEFAULT_TILE = 512
+DEFAULT_TILE = 1024
 _WINDOW = 512
 """Packed pixels a side that are transformed at a time; memory grows with its square, the result stays."""
 _RECORD_HEAD = 13

@@ -41,7 +41,7 @@ QUALITY = 32
 QUALITIES = (4, 20, 36, 50, 63)
 WINDOW = 512
 """Packed pixels a side of what the parts are timed on: as inference takes them, but at most the picture."""
-TILE = 512
+TILE = 1024
 
 CODECS: dict[str, CodecConfig] = {
     "tiny": rawcodec.Config(tier="tiny"),
