@@ -21,9 +21,9 @@ from library.datasets.batch import Batch
 from library.entropy.tables import FrequencyTables
 from library.losses import LossConfig
 from library.metrics import compare_camera_rgb
-from library.models.blocks.codec import CodecConfig, CodecModel
+from library.models.blocks.codec import NUM_QUALITIES, CodecConfig, CodecModel
 from library.models.blocks.latent_coding import encode_tiles
-from library.training.coding import NUM_QUALITIES, CodecBatch, RateConfig, RateDistortion
+from library.training.coding import CodecBatch, RateConfig, RateDistortion
 from library.training.loop import Best, fit
 from library.training.objective import Objective
 from library.training.recorder import Recorder

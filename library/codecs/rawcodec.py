@@ -26,7 +26,16 @@ from torch.nn import functional as F
 
 from library.entropy.tables import FrequencyTables, gaussian_tables
 from library.models.blocks.bounds import bounded, round_straight_through
-from library.models.blocks.codec import CodecConfig, CodecModel, CodecOutput, Conditions, Passed, Reader, uniform_noise
+from library.models.blocks.codec import (
+    NUM_QUALITIES,
+    CodecConfig,
+    CodecModel,
+    CodecOutput,
+    Conditions,
+    Passed,
+    Reader,
+    uniform_noise,
+)
 from library.models.blocks.fixed_point import FixedDepthwise, FixedPointwise, quantize_activation, quantize_to
 from library.models.blocks.gaussian import CERTAIN, NUM_SCALES, gaussian_bits, scale_ladder, scale_of_index
 from library.models.blocks.naf import naf_blocks
@@ -34,7 +43,6 @@ from library.models.blocks.pointwise import pointwise
 from library.models.blocks.precision import full_precision
 from library.ops.transfer import root_decode, root_encode
 
-NUM_QUALITIES = 64
 _MEAN_STEP = 1 / 16
 """Of a latent's mean, so that what context sees is exact."""
 _INPUT_MEAN, _INPUT_GAIN, _OUTPUT_GAIN = 0.3, 4.0, 0.1

@@ -15,12 +15,10 @@ from library.config import Frozen
 from library.datasets.batch import Batch
 from library.datasets.order import coding_random
 from library.metrics import masked_mean_per_image, only_valid
-from library.models.blocks.codec import CodecOutput, Conditions, stabilizer_offset
+from library.models.blocks.codec import NUM_QUALITIES, CodecOutput, Conditions, stabilizer_offset
 from library.ops.cfa import sample_cfa, unpack_cfa
 from library.ops.transfer import root_encode
 from library.training.objective import Objective
-
-NUM_QUALITIES = 64
 
 
 @dataclass(frozen=True)

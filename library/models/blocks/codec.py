@@ -22,6 +22,9 @@ from library.entropy.tables import FrequencyTables
 from library.models.blocks.reach import probe_reach
 from library.models.blocks.trainable import Trainable
 
+NUM_QUALITIES = 64
+"""Of a codec of many rates: 0 gives the smallest file, 63 the largest."""
+
 
 class CodecConfig(Component):
     """Settings of a codec; `build` makes it, with fresh weights."""
