@@ -216,8 +216,7 @@ class CodecMethod:
                 for top, left, pixels in engine.camera_rgb(file.header, y_hat, (0, 0, raw.height, raw.width)):
                     picture[0, :, top : top + pixels.shape[1], left : left + pixels.shape[2]] = pixels
             end = time.perf_counter()
-        sizes = encoded.sizes
-        return Coded(sizes.total - sizes.metadata - sizes.thumbnail, picture, middle - start, end - middle)
+        return Coded(encoded.sizes.counted, picture, middle - start, end - middle)
 
 
 # --- what people would otherwise use ----------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class Encoded:
     @property
     def bpp(self) -> float:
         """Bits of the file per photosite; metadata and thumbnail are left out."""
-        return 8 * (self.sizes.total - self.sizes.metadata - self.sizes.thumbnail) / self.photosites
+        return 8 * self.sizes.counted / self.photosites
 
     @property
     def stream_bits(self) -> int:

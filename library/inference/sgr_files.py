@@ -154,9 +154,7 @@ def describe_file(path: str | Path, *, check: bool = False) -> dict[str, Any]:
     """
     with SgrFile(path) as file:
         facts = file.to_json()
-        sizes = file.sizes
-        stored = sizes.total - sizes.metadata - sizes.thumbnail
-        facts["bpp"] = 8 * stored / (file.header.width * file.header.height)
+        facts["bpp"] = 8 * file.sizes.counted / (file.header.width * file.header.height)
         return facts | ({"damaged_tiles": file.damaged_tiles()} if check else {})
 
 

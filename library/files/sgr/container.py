@@ -109,6 +109,11 @@ class StreamSizes:
     passes: tuple[int, ...]
     total: int
 
+    @property
+    def counted(self) -> int:
+        """All but metadata and thumbnail: what bits per photosite are counted of."""
+        return self.total - self.metadata - self.thumbnail
+
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
