@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up everything they need in .venv, and then do their job.
+# `make demo`, `make demo-sweep` and `make test` set up everything they need in .venv, and then do their job.
 # On Linux with an NVIDIA GPU pip takes the CUDA build of torch; for the CPU build name PyTorch's CPU index in PIP_EXTRA_INDEX_URL.
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 STILLGRAIN := $(BIN)/python -m stillgrain
 
-.PHONY: demo test lint clean
+.PHONY: demo demo-sweep test lint clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -31,6 +31,12 @@ demo: $(INSTALLED)
 	$(call step,run workloads/configs/infer.yaml$(if $(RAW), raws=$(RAW)),1)
 	$(call step,run workloads/configs/evaluate_demo.yaml)
 	@$(STILLGRAIN) report runs/demo --evaluation runs/demo/evaluation --archive runs/demo/archive --steps runs/demo/steps.tsv
+
+# Eight mixes of losses, then four rates of a codec; killed on the way, the same command goes on.
+demo-sweep: $(INSTALLED)
+	$(STILLGRAIN) run workloads/configs/sweep_loss_weights.yaml
+	$(STILLGRAIN) run workloads/configs/sweep_lambda.yaml
+	$(STILLGRAIN) promote runs/loss_weights --best val/ms_ssim
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)

@@ -255,6 +255,23 @@ def report(
     typer.echo(page)
 
 
+@app.command(epilog="Example: `stillgrain promote runs/loss_weights --best val/ms_ssim -o runs/chosen`")
+def promote(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="Folder of a sweep, or its URI.")],
+    best: Annotated[
+        str | None, typer.Option(metavar="METRIC", help="That decides; left out, the sweep's first.")
+    ] = None,
+    trial: Annotated[int | None, typer.Option(metavar="N", help="Instead: the trial of that number.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="OUT", help="Left out, `promoted` in the sweep's folder.")
+    ] = None,
+) -> None:
+    """Copy the bundle and the config of a sweep's winner to a folder that other runs can start from."""
+    from workloads.sweeps.promote import promote as copy_winner
+
+    typer.echo(str(copy_winner(sweep, output, best=best, trial=trial)))
+
+
 @app.command("verify-tiling", epilog="Example: `stillgrain verify-tiling --bundle runs/demo/bundle`")
 def verify_tiling(bundle: BundlePath, precision: PrecisionOption = "fp32", device: DeviceOption = "cpu") -> None:
     """Prove on this machine that tiles give what the whole image gives: bit for bit in fp32, within a bound in bf16."""

@@ -14,7 +14,7 @@ import importlib
 import importlib.util
 import os
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -257,6 +257,19 @@ def to_yaml(config: BaseModel) -> str:
     back."""
     data = config.model_dump(mode="json")
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def config_difference(there: Mapping[str, Any], asked_for: Mapping[str, Any], *, may_change: Collection[str]) -> str:
+    """The lines in which two resolved configurations differ, as a diff to be read; nothing where they do not.
+
+    may_change  keys of the top level that do not count
+    """
+    before, after = (
+        yaml.safe_dump({k: v for k, v in data.items() if k not in may_change}, sort_keys=False).splitlines()
+        for data in (there, asked_for)
+    )
+    diff = difflib.unified_diff(before, after, "there", "asked for", n=0, lineterm="")
+    return "\n".join(line for line in diff if line[:2] != "@@")
 
 
 def _parse(text: str, where: str) -> Any:

@@ -28,7 +28,7 @@ from library.training.loop import Best, fit
 from library.training.objective import Objective
 from library.training.recorder import Recorder
 from library.training.world import World
-from workloads.launch import RunResult, starting_bundle
+from workloads.launch import Host, RunResult, starting_bundle
 from workloads.pictures import PictureConfig, noisy_picture, run_training, to_lin_rec2020, write_pictures
 
 _LARGEST_RATE_GAP = 0.01
@@ -67,12 +67,12 @@ class Config(PictureConfig):
         return self.validation_qualities if self.model.num_qualities > 1 else (0,)
 
 
-def run(config: Config) -> RunResult:
+def run(config: Config, host: Host = Host()) -> RunResult:  # noqa: B008  (frozen)
     """Train as configured, on Ray or in this process, and return where the bundle is.
 
     raises  ConfigError, DataError; CheckpointError for a damaged state
     """
-    return run_training(config, config.model, load_codec)
+    return run_training(config, config.model, load_codec, host)
 
 
 def train(config: Config, prepared: str, recorder: Recorder, world: World) -> None:

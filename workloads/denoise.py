@@ -23,7 +23,7 @@ from library.training.loop import fit
 from library.training.objective import Gain, Objective
 from library.training.recorder import Recorder
 from library.training.world import World
-from workloads.launch import RunResult, starting_bundle
+from workloads.launch import Host, RunResult, starting_bundle
 from workloads.pictures import PictureConfig, noisy_picture, run_training, to_lin_rec2020, write_pictures
 
 
@@ -36,12 +36,12 @@ class Config(PictureConfig):
     each input is scaled to its truth."""
 
 
-def run(config: Config) -> RunResult:
+def run(config: Config, host: Host = Host()) -> RunResult:  # noqa: B008  (frozen)
     """Train as configured, on Ray or in this process, and return where the bundle is.
 
     raises  ConfigError, DataError; CheckpointError for a damaged state
     """
-    return run_training(config, config.model, load_bundle)
+    return run_training(config, config.model, load_bundle, host)
 
 
 def train(config: Config, prepared: str, recorder: Recorder, world: World) -> None:

@@ -6,7 +6,6 @@ progress.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from upath import UPath
 
 from library.bundle import Bundle
 from library.codec_bundle import CodecBundle
-from library.config import Component, Location, to_yaml
+from library.config import Component, Location, config_difference, to_yaml
 from library.errors import ConfigError
 from library.files.atomic import whole_file
 from library.files.places import place
@@ -30,7 +29,7 @@ from workloads import progress, ray_train, report
 from workloads.ray_session import ray_session
 
 # Where the work is done, who watches it and what people say of it does not change what is computed.
-_MAY_CHANGE = {"scaling", "loggers", "tags", "notes"}
+_MAY_CHANGE = {"scaling", "loggers", "tags", "notes", "stores"}
 # Where Ray unpacks `--working-dir`, below its session's folder.
 _JOB_COPY = "working_dir_files"
 
@@ -46,6 +45,8 @@ class LaunchConfig(TrainingConfig):
     """The run's folder below storage. The same name goes on with the same run."""
     storage: Location = "runs"
     """Folder that holds the runs, which every node sees at the same path; or a URI such as s3://bucket/runs."""
+    stores: Location | None = None
+    """Folder for the data as training reads them, which runs share; left out, `stores` in storage."""
     start_from: Location | None = None
     """A bundle, or the folder of a run that has one: its weights are the initial ones. For fine-tuning, and for ladders
     of loss weights, each rung starting from its neighbour."""
@@ -68,6 +69,16 @@ class LaunchConfig(TrainingConfig):
                     "image each: raise batch_size, or lower scaling.workers"
                 )
         return self
+
+
+@dataclass(frozen=True)
+class Host:
+    """What starts a training, where that is not a person: a sweep, whose trial it is."""
+
+    world: World | None = None
+    """The training is this worker's, in this process: nobody starts others for it."""
+    callbacks: tuple[Any, ...] = ()
+    """Told by Ray Train of each validation, where it does start workers."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +107,10 @@ class RunResult:
         return "\n".join(lines)
 
 
-def launch(config: LaunchConfig, prepare: Callable[[], UPath]) -> RunResult:
+def launch(config: LaunchConfig, prepare: Callable[[UPath], UPath], host: Host = Host()) -> RunResult:
     """Run a training to its end, or go on with one that was interrupted; a finished run is left as it is.
 
-    prepare  makes what the workers read, and returns its path
+    prepare  makes what the workers read, in the folder that it is given, and returns its path
     raises   ConfigError when the run's folder belongs to another config, or start_from to another model; whatever user
              error stops a worker
     """
@@ -108,12 +119,13 @@ def launch(config: LaunchConfig, prepare: Callable[[], UPath]) -> RunResult:
     if not _has_ended(config):
         (folder / "report.html").unlink(missing_ok=True)
         with progress.follow(folder, config.total_steps):
-            job = {"config": config.model_dump(mode="json"), "prepared": str(prepare())}
-            if config.scaling.workers == 0:
-                run_worker(job, World())
+            stores = place(config.stores) if config.stores else place(config.storage) / "stores"
+            job = {"config": config.model_dump(mode="json"), "prepared": str(prepare(stores))}
+            if host.world is not None or config.scaling.workers == 0:
+                run_worker(job, host.world or World())
             else:
                 with ray_session():
-                    ray_train.run_workers(run_worker, job, config.scaling)
+                    ray_train.run_workers(run_worker, job, config.scaling, host.callbacks)
     if not (folder / "report.html").exists():
         report.write_run_report(folder)
     lines = [line for line in read_metrics(folder) if line["split"] == "val"]
@@ -163,13 +175,7 @@ def claim(config: LaunchConfig) -> None:
     file = config.run_folder / "run.yaml"
     if file.exists():
         there = yaml.safe_load(file.read_text(encoding="utf-8"))
-        ours, theirs = (_comparable(data) for data in (yaml.safe_load(to_yaml(config)), there))
-        if ours != theirs:
-            difference = "\n".join(
-                line
-                for line in difflib.unified_diff(theirs, ours, "there", "asked for", n=0, lineterm="")
-                if line[:2] != "@@"
-            )
+        if difference := config_difference(there, yaml.safe_load(to_yaml(config)), may_change=_MAY_CHANGE):
             raise ConfigError(
                 f"name: the run '{config.name}' in {config.storage} has another config:\n{difference}\n"
                 "give this one another name=..., or remove that run: "
@@ -179,11 +185,6 @@ def claim(config: LaunchConfig) -> None:
         config = config.model_copy(update={"tags": tuple(tags), "notes": config.notes or there.get("notes", "")})
     with whole_file(file) as temporary:
         temporary.write_text(to_yaml(config), encoding="utf-8")
-
-
-def _comparable(data: dict[str, Any]) -> list[str]:
-    settings = {key: value for key, value in data.items() if key not in _MAY_CHANGE}
-    return yaml.safe_dump(settings, sort_keys=False).splitlines()
 
 
 def _has_ended(config: LaunchConfig) -> bool:

@@ -17,14 +17,13 @@ from library.datasets.batch import Batch
 from library.files.atomic import whole_file
 from library.files.exr import write_exr
 from library.files.picture import write_png
-from library.files.places import place
 from library.ops.cfa import unpack_cfa
 from library.ops.color import camera_rgb_to_lin_rec2020, lin_rec2020_to_lin_srgb
 from library.ops.demosaic import demosaic_malvar
 from library.ops.transfer import srgb_encode
 from library.training.checkpoint import checkpoints
 from library.training.objective import Transfer
-from workloads.launch import LaunchConfig, RunResult, launch, starting_bundle
+from workloads.launch import Host, LaunchConfig, RunResult, launch, starting_bundle
 
 
 class PictureConfig(LaunchConfig):
@@ -87,7 +86,9 @@ class PictureConfig(LaunchConfig):
         return self
 
 
-def run_training(config: PictureConfig, model: Component, load: Callable[[UPath], Bundle | CodecBundle]) -> RunResult:
+def run_training(
+    config: PictureConfig, model: Component, load: Callable[[UPath], Bundle | CodecBundle], host: Host
+) -> RunResult:
     """Train as configured, on Ray or in this process; see `launch`.
 
     model  config of what is trained
@@ -96,7 +97,7 @@ def run_training(config: PictureConfig, model: Component, load: Callable[[UPath]
     if config.start_from is not None and not checkpoints(config.run_folder):
         starting_bundle(config, model, load)
     dataset = cast(synthetic.Config, config.dataset)
-    return launch(config, prepare=lambda: dataset.prepare(place(config.storage) / "stores"))
+    return launch(config, dataset.prepare, host)
 
 
 def write_pictures(folder: UPath, pictures: dict[str, Tensor]) -> None:

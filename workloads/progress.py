@@ -55,6 +55,27 @@ def follow(run_folder: UPath, steps: int) -> Iterator[None]:
             watcher.join()
 
 
+class TrialBar:
+    """One live line for a sweep, on a terminal only."""
+
+    def __init__(self, num_trials: int) -> None:
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        )
+        self._line = self._bar.add_task("trials", total=num_trials)
+        self._is_shown = console.is_terminal
+        if self._is_shown:
+            self._bar.start()
+
+    def show(self, num_ended: int, description: str) -> None:
+        self._bar.update(self._line, completed=num_ended, description=description)
+
+    def close(self) -> None:
+        if self._is_shown:
+            self._bar.stop()
+
+
 def track(items: Iterable[T], *, total: int, description: str) -> Iterator[T]:
     """The items as they come, with a bar on a terminal, and nothing elsewhere."""
     console = Console(stderr=True)

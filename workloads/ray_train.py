@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -58,11 +58,14 @@ class Scaling(Frozen):
 WorkerFunction = Callable[[dict[str, Any], World], None]
 
 
-def run_workers(function: WorkerFunction, job: dict[str, Any], scaling: Scaling) -> None:
+def run_workers(
+    function: WorkerFunction, job: dict[str, Any], scaling: Scaling, callbacks: Sequence[ray.train.UserCallback] = ()
+) -> None:
     """Run `function(job, world)` on every worker until all return; anew, from where it left off, when workers are lost.
 
     function  importable by name on the workers
     job       JSON
+    callbacks told by Ray of what the workers report
     raises    the worker's own error if a user can fix it, at once; ConfigError when the cluster is too small
     """
     _check_resources(scaling)
@@ -89,7 +92,7 @@ def run_workers(function: WorkerFunction, job: dict[str, Any], scaling: Scaling)
                 failure_config=ray.train.FailureConfig(
                     max_failures=scaling.max_failures, controller_failure_limit=_MOST_WAITS
                 ),
-                callbacks=[_EndAtUserErrors()],
+                callbacks=[_EndAtUserErrors(), *callbacks],
             ),
         )
         try:

@@ -16,10 +16,16 @@ from library.errors import ConfigError
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Frozen:
     """The validated configuration of a YAML file with `key=value` words laid over it; starts nothing.
 
+    A workload may have a `check` for what its config alone does not tell.
+
     raises  ConfigError naming the file, the key and the remedy
     """
     data = load(path, overrides)
-    return validate(_module(data, str(path)).Config, data, str(path))
+    module = _module(data, str(path))
+    config = validate(module.Config, data, str(path))
+    if hasattr(module, "check"):
+        module.check(config)
+    return config
 
 
 def run(config: Any) -> Any:

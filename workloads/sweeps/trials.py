@@ -1,0 +1,114 @@
+"""The trials of a sweep, kept in its folder: what was asked of each, and what became of it.
+
+<sweep>/trials.json   this list, written anew at every change
+<sweep>/trials/007/   a training run as any other, with its metrics, checkpoints and bundle
+
+What a trial measured is in its run alone. So a sweep that was killed knows where every trial stands, and goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from upath import UPath
+
+from library.errors import DataError
+from library.files.atomic import whole_file
+from workloads.runs.read import Run, read_run
+from workloads.sweeps.space import Overrides
+
+_FILE = "trials.json"
+Status = Literal["running", "done", "stopped", "failed"]
+
+
+@dataclass
+class Trial:
+    """One of a sweep's trials."""
+
+    index: int
+    overrides: Overrides
+    after: int | None = None
+    """Of the trial whose weights it starts from."""
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    """What the searcher noted."""
+    status: Status = "running"
+    """stopped: the scheduler saw no promise in it. running: or to be gone on with."""
+    error: str | None = None
+    run: str = ""
+    """Name of its run below `trials`."""
+    seconds: float = 0.0
+    """In which it had its resources, of all sessions."""
+
+    def __post_init__(self) -> None:
+        self.run = self.run or f"{self.index:03d}"
+
+
+class Ledger:
+    """The list of a sweep's trials. One process writes it."""
+
+    def __init__(self, folder: UPath) -> None:
+        """raises  DataError for a list that cannot be read"""
+        self.folder = folder
+        self.trials: list[Trial] = []
+        if (folder / _FILE).exists():
+            try:
+                lines = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+                self.trials = [Trial(**line) for line in lines]
+            except (OSError, ValueError, TypeError) as error:
+                raise DataError(f"{folder / _FILE}: is no list of trials ({error})") from None
+
+    @property
+    def runs_folder(self) -> UPath:
+        return self.folder / "trials"
+
+    def __getitem__(self, index: int) -> Trial:
+        return next(trial for trial in self.trials if trial.index == index)
+
+    def status(self, index: int) -> Status | None:
+        """None of a trial that was not begun."""
+        return next((trial.status for trial in self.trials if trial.index == index), None)
+
+    def add(self, trial: Trial) -> None:
+        self.trials = sorted([*self.trials, trial], key=lambda trial: trial.index)
+        self.save()
+
+    def save(self) -> None:
+        with whole_file(self.folder / _FILE) as temporary:
+            temporary.write_text(json.dumps([asdict(trial) for trial in self.trials], indent=1), encoding="utf-8")
+
+    def read_run(self, trial: Trial) -> Run:
+        """What the folder of its run says."""
+        return read_run(self.runs_folder / trial.run)
+
+
+def metrics_of(run: Run) -> dict[str, float]:
+    """Validation metrics of the weights that the run has published: those of its best step. None without such."""
+    best = run.best
+    if best is None:
+        return {}
+    return {
+        name: value
+        for name, points in run.series.items()
+        if name.startswith("val/")
+        for step, value in points
+        if step == best.step
+    }
+
+
+def reports_of(run: Run) -> list[dict[str, float]]:
+    """What a run has reported so far: a `step` and its validation metrics each."""
+    reports: dict[int, dict[str, float]] = {}
+    for name, points in run.series.items():
+        if name.startswith("val/"):
+            for step, value in points:
+                reports.setdefault(step, {"step": step})[name] = value
+    return [reports[step] for step in sorted(reports)]
+
+
+def values_of(run: Run, metrics: Sequence[str]) -> list[float] | None:
+    """Of some metrics, in their order; None where one is missing."""
+    found = metrics_of(run)
+    return [found[name] for name in metrics] if all(name in found for name in metrics) else None
