@@ -157,6 +157,9 @@ def encode(
         typer.Option(metavar="A B", help="Variance A x + B; left out, the file's NoiseProfile or an estimate."),
     ] = None,
     tile: Annotated[int, typer.Option(help="Photosites a side that can be decoded alone; a power of two.")] = 1024,
+    coder: Annotated[
+        Literal["rans", "constriction"], typer.Option(help="Of the streams; constriction is needed to decode them too.")
+    ] = "rans",
     denoiser: Annotated[
         str | None, typer.Option(metavar="BUNDLE", help="A denoiser that goes before a codec of clean raws.")
     ] = None,
@@ -182,6 +185,7 @@ def encode(
             strength=strength,
             noise=noise,
             tile=tile,
+            coder=coder,
             thumbnail=thumbnail,
             verify=verify,
             denoiser=Engine(load_bundle(denoiser), device=device) if denoiser else None,

@@ -28,7 +28,7 @@ from upath import UPath
 
 from library.bundle import LEVELS, Bundle, golden_inputs, input_contract, load_bundle
 from library.config import config_class
-from library.entropy.rans import CorruptStreamError
+from library.entropy.symbols import CorruptStreamError
 from library.entropy.tables import FrequencyTables
 from library.errors import BundleError, ConfigError
 from library.models.blocks.codec import CodecConfig, CodecModel, Conditions
@@ -75,17 +75,19 @@ def write_codec_bundle(
     data_digest: str,
     metrics: Mapping[str, float],
     step: int,
+    tables: FrequencyTables | None = None,
 ) -> CodecBundle:
     """Write a bundle folder, whole or not at all, replacing an older one; returns it as loaded.
 
     training     the resolved config of the run
     data_digest  names the scenes it was trained on
     metrics      of the validation at `step`
+    tables       the model's `frequency_tables()` where its caller has them already; left out, they are made
     """
     published = model.config.build()
     published.load_state_dict({key: tensor.detach().cpu() for key, tensor in model.state_dict().items()})
     published = _as_loaded(published)
-    tables = published.frequency_tables()
+    tables = published.frequency_tables() if tables is None else tables
     manifest = {
         "type": "codec",
         "name": name,

@@ -95,6 +95,8 @@ class Compression:
         self.rate_distortion = RateDistortion(objective, config.rate)
         self.dataset = cast(synthetic.Config, config.dataset).open(prepared, config.seed)
         self._pictures: dict[str, Tensor] = {}
+        self._tables: FrequencyTables | None = None
+        """Of the weights that were validated last; those of a codec of many priors take a second."""
 
     def batch(self, step: int, slots: range) -> CodecBatch:
         batch = self.dataset.batch(step, slots, batch_size=self.config.batch_size)
@@ -108,8 +110,7 @@ class Compression:
     @torch.no_grad()
     def validate(self, model: CodecModel, world: World) -> dict[str, float]:
         """Means over the validation scenes, which the workers share, at each quality; keeps some pictures."""
-        # Once for all scenes: those of a codec of many priors take half a minute.
-        tables = model.frequency_tables() if self.config.checked_scenes > 0 else None
+        tables = self._tables = model.frequency_tables() if self.config.checked_scenes > 0 else None
         mine = {
             index: self._validate_scene(model, index, tables)
             for index in range(world.rank, len(self.dataset.validation_scenes), world.size)
@@ -169,6 +170,7 @@ class Compression:
                 data_digest=self.dataset.digest,
                 metrics=metrics,
                 step=step,
+                tables=self._tables,
             )
 
 

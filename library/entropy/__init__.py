@@ -1,1 +1,1 @@
-"""Our own entropy coder: integers only, over frequency tables that are stored and never computed again."""
+"""Entropy coders over frequency tables that are stored and never computed again: ours, and constriction's beside it."""

@@ -6,7 +6,6 @@ costs as much as a thousand values, and small streams bear few lanes, so the str
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,16 +13,19 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from library.entropy.tables import (
-    INT32,
-    MAX_TABLES_BY_SLOT,
-    PROBABILITY_BITS,
-    TOTAL,
-    FrequencyTables,
-    escape_code,
-    value_of_escape,
+from library.entropy.symbols import (
+    OTHER_CHECKSUM,
+    VALUES_PER_BLOCK,
+    CorruptStreamError,
+    Positions,
+    blocks,
+    bytes_of,
+    checksum_of,
+    leb128,
+    read_leb128,
+    symbols_of,
 )
-from library.errors import StillgrainError
+from library.entropy.tables import MAX_TABLES_BY_SLOT, PROBABILITY_BITS, TOTAL, FrequencyTables
 
 LOWEST_STATE = 1 << 16
 """A lane's state lies in [2**16, 2**32) between two values; words have 16 bits."""
@@ -32,25 +34,6 @@ MAX_STEPS = 1 << 16
 """Values of one lane, up to `MAX_LANES`. Bounds the time for a stream that costs next to nothing."""
 BYTES_PER_LANE = 640
 """Bytes of a stream for each of its lanes. A lane adds three: its state has four, one of which carries values."""
-MAX_ESCAPE_BYTES = 5
-"""An escape code is less than 2**34."""
-VALUES_PER_BLOCK = 1 << 16
-"""What is converted at a time: stays in a cache."""
-
-
-class CorruptStreamError(StillgrainError):
-    """Bytes that no encoder wrote for these tables and indices: `stream`, its number in the call, and `reason`."""
-
-    def __init__(self, stream: int, reason: str) -> None:
-        super().__init__(
-            f"entropy-coded stream {stream} is damaged, or was coded with other tables or indices: {reason}"
-        )
-        self.stream = stream
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[type[CorruptStreamError], tuple[int, str]]:
-        # Exceptions cross process boundaries by their constructor's arguments.
-        return type(self), (self.stream, self.reason)
 
 
 def encode(streams: Sequence[tuple[NDArray[np.integer], NDArray[np.integer]]], tables: FrequencyTables) -> list[bytes]:
@@ -71,7 +54,7 @@ def encode(streams: Sequence[tuple[NDArray[np.integer], NDArray[np.integer]]], t
             states[lanes.start] = part.check
     words = _push(symbols, states, layout, tables)
     return [
-        b"".join((_leb128([part.num_lanes]), states[lanes].astype("<u4").tobytes(), its_words, part.escapes))
+        b"".join((leb128([part.num_lanes]), states[lanes].astype("<u4").tobytes(), its_words, part.escapes))
         if part.num_lanes
         else b""
         for part, lanes, its_words in zip(parts, layout.lanes, words, strict=True)
@@ -90,11 +73,11 @@ def decode(
     be decoded without it. ValueError for an index without a table.
     """
     parts = [_opened(stream, indices, tables, number) for number, (stream, indices) in enumerate(streams)]
-    layout = _Layout([part.num_coded for part in parts], [len(part.states) for part in parts])
+    layout = _Layout([part.positions.num_coded for part in parts], [len(part.states) for part in parts])
     states = np.zeros(layout.num_lanes, np.int64)
     for part, lanes in zip(parts, layout.lanes, strict=True):
         states[lanes] = part.states
-    indices = layout.side_by_side([part.coded_indices() for part in parts], filler=tables.num_tables)
+    indices = layout.side_by_side([part.positions.coded_indices for part in parts], filler=tables.num_tables)
     symbols, num_words = _pull(indices, states, [part.rest for part in parts], layout, tables)
     del indices
     return [
@@ -118,59 +101,21 @@ class _Modelled:
 def _modelled(
     values: NDArray[np.integer], indices: NDArray[np.integer], tables: FrequencyTables, number: int
 ) -> _Modelled:
-    values, indices = np.asarray(values), _checked(indices, tables, number)
-    if values.shape != indices.shape or values.dtype.kind not in "iu":
-        raise ValueError(
-            f"stream {number}: values {values.shape} of {values.dtype} for indices {indices.shape}: both must be rows "
-            "of integers, of one length"
-        )
-    if len(values) and (values.min() < INT32.min or values.max() > INT32.max):
-        raise ValueError(f"stream {number}: a value is beyond int32")
-    symbols, codes = np.empty(len(values), np.int32), []
-    smallest, last, first = tables.smallest.astype(np.int64), tables.sizes.astype(np.int64) - 1, tables.first[:-1]
-    cost = 0
-    for part in _blocks(len(values), VALUES_PER_BLOCK):
-        value, index = values[part].astype(np.int64), indices[part]
-        within = value - smallest.take(index)
-        escape = last.take(index)
-        escaped = np.flatnonzero((within < 0) | (within >= escape))
-        if len(escaped):
-            within[escaped] = escape[escaped]
-            codes.append(escape_code(value[escaped], index[escaped], tables))
-        within += first.take(index)
-        cost += int(tables.cost_of_symbol.take(within).sum())
-        symbols[part] = within
-    certain = tables.certain_symbol.take(indices) if tables.has_certain else None
-    if certain is not None:
-        wrong = np.flatnonzero((certain >= 0) & (certain != symbols))
-        if len(wrong):
-            raise ValueError(
-                f"stream {number}: value {values[wrong[0]]} at {wrong[0]} is not the one that its table, "
-                f"{indices[wrong[0]]}, holds certain"
-            )
-        symbols = symbols[certain < 0]
-    escapes = _leb128(np.concatenate(codes)) if codes else b""
+    found = symbols_of(values, indices, tables, number)
     num_lanes = 0
-    if len(symbols) or escapes:
-        num_lanes = min(max((cost >> 16) // BYTES_PER_LANE, _fewest_lanes(len(symbols))), MAX_LANES)
-    return _Modelled(symbols, num_lanes, _check(values), escapes)
+    if found.need_bytes:
+        num_lanes = min(max((found.cost >> 16) // BYTES_PER_LANE, _fewest_lanes(len(found.coded))), MAX_LANES)
+    return _Modelled(found.coded, num_lanes, _first_state(found.checksum), found.escapes)
 
 
 @dataclass(frozen=True)
 class _Opened:
     """A stream of the decoder, its head read."""
 
-    number: int
-    indices: NDArray[np.integer]
-    certain: NDArray[np.int32] | None
-    """The certain symbol of each value or -1; None where no table holds any certain."""
-    num_coded: int
+    positions: Positions
     states: NDArray[np.uint32]
     rest: NDArray[np.uint8]
     """Words, then escapes. Where one ends and the other begins is known when the lanes have run."""
-
-    def coded_indices(self) -> NDArray[np.integer]:
-        return self.indices if self.certain is None else self.indices[self.certain < 0]
 
     def values(
         self, coded: NDArray[np.integer], states: NDArray[np.int64], num_words: int, tables: FrequencyTables
@@ -181,46 +126,24 @@ class _Opened:
         states     (lanes), those at which the lanes arrived
         num_words  that the lanes took
         """
+        number = self.positions.number
         if 2 * num_words > len(self.rest):
-            raise CorruptStreamError(self.number, f"it ends {2 * num_words - len(self.rest)} bytes too soon")
-        symbols = coded
-        if self.certain is not None:
-            symbols = self.certain.copy()
-            symbols[symbols < 0] = coded
-        values, escaped = np.empty(len(symbols), np.int32), []
-        for part in _blocks(len(symbols), VALUES_PER_BLOCK):
-            symbol = symbols[part].astype(np.intp)
-            tables.value_of_symbol.take(symbol, out=values[part], mode="clip")
-            escaped.append(part.start + np.flatnonzero(tables.is_escape.take(symbol)))
-        self._read_escapes(values, np.concatenate(escaped) if escaped else np.empty(0, np.intp), num_words, tables)
-        if len(states) and (states[0] != _check(values) or (states[1:] != LOWEST_STATE).any()):
-            raise CorruptStreamError(self.number, "its values do not have the check sum it holds")
+            raise CorruptStreamError(number, f"it ends {2 * num_words - len(self.rest)} bytes too soon")
+        values = self.positions.values(coded, self.rest[2 * num_words :], tables)
+        if len(states) and (states[0] != _first_state(checksum_of(values)) or (states[1:] != LOWEST_STATE).any()):
+            raise CorruptStreamError(number, OTHER_CHECKSUM)
         return values
-
-    def _read_escapes(
-        self, values: NDArray[np.int32], where: NDArray[np.intp], num_words: int, tables: FrequencyTables
-    ) -> None:
-        codes = _read_leb128(self.rest[2 * num_words :], len(where))
-        if codes is None:
-            raise CorruptStreamError(self.number, f"its last bytes are not {len(where)} escaped values")
-        found = value_of_escape(codes, self.indices[where], tables)
-        if ((found < INT32.min) | (found > INT32.max)).any():
-            raise CorruptStreamError(self.number, "an escaped value is beyond int32")
-        values[where] = found
 
 
 def _opened(stream: bytes | memoryview, indices: NDArray[np.integer], tables: FrequencyTables, number: int) -> _Opened:
-    indices = _checked(indices, tables, number)
-    certain = tables.certain_symbol.take(indices) if tables.has_certain else None
-    num_coded = len(indices) if certain is None else int((certain < 0).sum())
-    escapes = certain is not None and bool(tables.is_escape.take(certain[certain >= 0]).any())
-    data = np.frombuffer(stream, np.uint8) if len(stream) else np.empty(0, np.uint8)
-    if not num_coded and not escapes:
-        if len(data):
-            raise CorruptStreamError(number, f"it has {len(data)} bytes for values that need none")
-        return _Opened(number, indices, certain, 0, np.empty(0, np.uint32), data)
+    positions = Positions.of(indices, tables, number)
+    data = bytes_of(stream)
+    num_coded = positions.num_coded
+    if not positions.need_bytes:
+        positions.refuse_bytes(data)
+        return _Opened(positions, np.empty(0, np.uint32), data)
     head = 1 if len(data) and data[0] < 128 else 2
-    num_lanes = _read_leb128(data[:head], 1)
+    num_lanes = read_leb128(data[:head], 1)
     if num_lanes is None:
         raise CorruptStreamError(number, "it does not begin with a number of lanes")
     lanes = int(num_lanes[0])
@@ -233,7 +156,7 @@ def _opened(stream: bytes | memoryview, indices: NDArray[np.integer], tables: Fr
     states = states.copy().view("<u4").astype(np.uint32)
     if states.min() < LOWEST_STATE:
         raise CorruptStreamError(number, "a state is below 2**16")
-    return _Opened(number, indices, certain, num_coded, states, data[words:])
+    return _Opened(positions, states, data[words:])
 
 
 @dataclass(frozen=True)
@@ -249,7 +172,7 @@ class _Section:
     def blocks(self) -> Iterator[slice]:
         """Parts of what lies side by side, whole steps each, first to last."""
         end = self.start + len(self.steps) * self.num_lanes
-        for part in _blocks(end - self.start, max(1, VALUES_PER_BLOCK // self.num_lanes) * self.num_lanes):
+        for part in blocks(end - self.start, max(1, VALUES_PER_BLOCK // self.num_lanes) * self.num_lanes):
             yield slice(self.start + part.start, self.start + part.stop)
 
 
@@ -451,54 +374,10 @@ class _BySearch:
         out[:] = symbol
 
 
-def _checked(indices: NDArray[np.integer], tables: FrequencyTables, number: int) -> NDArray[np.integer]:
-    indices = np.asarray(indices)
-    if indices.ndim != 1 or indices.dtype.kind not in "iu":
-        raise ValueError(
-            f"stream {number}: indices {indices.shape} of {indices.dtype} must be a row of integers, one for each value"
-        )
-    if len(indices) and (indices.min() < 0 or indices.max() >= tables.num_tables):
-        raise ValueError(
-            f"stream {number}: an index is not one of the {tables.num_tables} tables, 0 to {tables.num_tables - 1}"
-        )
-    return indices
-
-
-def _check(values: NDArray[np.integer]) -> int:
-    """CRC-32 of the values as int32, little-endian, moved up where it is no state."""
-    crc = zlib.crc32(np.ascontiguousarray(values, "<i4").data)
-    return crc if crc >= LOWEST_STATE else crc + LOWEST_STATE
+def _first_state(checksum: int) -> int:
+    """The check sum, moved up where it is no state."""
+    return checksum if checksum >= LOWEST_STATE else checksum + LOWEST_STATE
 
 
 def _fewest_lanes(num_coded: int) -> int:
     return min(MAX_LANES, max(1, -(-num_coded // MAX_STEPS)))
-
-
-def _leb128(numbers: Sequence[int] | NDArray[np.int64]) -> bytes:
-    """7 bits a byte, lowest first; the top bit says that more follow."""
-    numbers = np.asarray(numbers, np.int64)[:, None]
-    shifts = 7 * np.arange(MAX_ESCAPE_BYTES)
-    digits = (numbers >> shifts) & 127
-    more = (numbers >> shifts + 7) > 0
-    used = np.hstack([np.ones_like(more[:, :1]), more[:, :-1]])
-    return (digits | more << 7)[used].astype(np.uint8).tobytes()
-
-
-def _read_leb128(data: NDArray[np.uint8], num: int) -> NDArray[np.int64] | None:
-    """The `num` numbers that `data` holds, or None if it does not hold exactly so many, each as short as can be."""
-    last = np.flatnonzero(data < 128)
-    if len(last) != num or (data[-1:] >= 128).any():
-        return None
-    if not num:
-        return np.empty(0, np.int64)
-    first = np.append(0, last[:-1] + 1)
-    lengths = last - first + 1
-    if lengths.max() > MAX_ESCAPE_BYTES or ((lengths > 1) & (data[last] == 0)).any():
-        return None
-    shifts = 7 * (np.arange(len(data)) - first.repeat(lengths))
-    return np.add.reduceat((data & 127).astype(np.int64) << shifts, first)
-
-
-def _blocks(size: int, block: int) -> Iterator[slice]:
-    for start in range(0, size, block):
-        yield slice(start, min(start + block, size))

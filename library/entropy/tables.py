@@ -22,6 +22,8 @@ MAX_TABLES_BY_SLOT = 256
 """More tables than this are searched: the symbols of 2**14 slots a table would no longer fit into a cache."""
 MAX_HALF_WIDTH = 2047
 """Values to each side of a Gaussian's mean. Wider ones have too few slots left for the values near it."""
+ELEMENTS_AT_ONCE = 1 << 17
+"""Probabilities that become frequencies at a time: stays in a cache."""
 INT32 = np.iinfo(np.int32)
 
 
@@ -171,20 +173,18 @@ def gaussian_tables(scales: NDArray[np.floating], *, tail: float = 4.0) -> Frequ
     scales = np.asarray(scales, np.float64)
     if scales.ndim != 1 or not (np.isfinite(scales) & (scales >= 0)).all():
         raise ValueError("gaussian_tables: scales must be a row of finite numbers from 0 up")
-    rows, smallest = [], []
-    for scale in scales.tolist():
-        if scale == 0:
-            rows.append(np.array([TOTAL, 0]))
-            smallest.append(0)
-            continue
-        half = min(max(1, math.ceil(tail * scale)), MAX_HALF_WIDTH)
+    halves = [min(max(1, math.ceil(tail * scale)), MAX_HALF_WIDTH) if scale else 0 for scale in scales.tolist()]
+    sides, counts = [], []
+    for scale, half in zip(scales.tolist(), halves, strict=True):
         # Mass beyond each edge between two bins, to both sides: erfc keeps its digits where 1 - erf has none.
-        beyond = np.array([math.erfc((k + 0.5) / (scale * math.sqrt(2))) for k in range(half + 1)])
-        side = (beyond[:-1] - beyond[1:]) / 2
-        f = _frequencies(np.concatenate([[1 - beyond[0]], side, beyond[-1:]]), np.array([1] + [2] * half + [1]))
-        rows.append(np.concatenate([f[half:0:-1], f]))
-        smallest.append(-half)
-    return _padded(rows, smallest)
+        beyond = np.array([math.erfc((k + 0.5) / (scale * math.sqrt(2))) if scale else 0.0 for k in range(half + 1)])
+        sides.append(np.concatenate([[1 - beyond[0]], (beyond[:-1] - beyond[1:]) / 2, beyond[-1:]]))
+        counts.append(np.array([1] + [2] * half + [1]))
+    rows = [
+        np.concatenate([f[half:0:-1], f]) if half else np.array([TOTAL, 0])
+        for f, half in zip(_frequencies(sides, counts), halves, strict=True)
+    ]
+    return _padded(rows, [-half for half in halves])
 
 
 def tables_from_probabilities(
@@ -198,19 +198,25 @@ def tables_from_probabilities(
     returns        every integer of a row gets a slot at least; but the only one of a row, with probability 1, is
                    certain, and an empty row is a certain escape
     """
-    rows = []
-    for number, row in enumerate(probabilities):
-        p = np.asarray(row, np.float64)
-        if p.ndim != 1 or not (np.isfinite(p) & (p >= 0)).all() or p.sum() > 1 + 1e-6 or len(p) >= TOTAL:
-            raise ValueError(
-                f"tables_from_probabilities: row {number} must hold less than {TOTAL} probabilities from 0 up that sum "
-                f"to at most 1 (shape {p.shape}, sum {p.sum():.7g})"
-            )
-        if not len(p) or p[0] == len(p) == 1:
-            rows.append(np.append(p, not len(p)).astype(np.int64) * TOTAL)
-        else:
-            rows.append(_frequencies(np.append(p, max(0.0, 1 - p.sum())), np.ones(len(p) + 1, np.int64)))
-    return _padded(rows, smallest)
+    rows = [np.asarray(row, np.float64) for row in probabilities]
+    sums = [row.sum() for row in rows]
+    flat = np.concatenate([np.empty(0), *(row.reshape(-1) for row in rows)])
+    number_of = np.arange(len(rows)).repeat([row.size for row in rows])
+    faulty = {number for number, row in enumerate(rows) if row.ndim != 1 or len(row) >= TOTAL}
+    faulty.update(number_of[~(np.isfinite(flat) & (flat >= 0))].tolist())
+    faulty.update(np.flatnonzero(np.array(sums) > 1 + 1e-6).tolist())
+    if faulty:
+        number = min(faulty)
+        raise ValueError(
+            f"tables_from_probabilities: row {number} must hold less than {TOTAL} probabilities from 0 up that sum to "
+            f"at most 1 (shape {rows[number].shape}, sum {sums[number]:.7g})"
+        )
+    with_escape = [np.append(row, max(0.0, 1 - total)) for row, total in zip(rows, sums, strict=True)]
+    found = _frequencies(with_escape, [np.ones(len(row), np.int64) for row in with_escape])
+    for number, row in enumerate(rows):
+        if not len(row) or row[0] == len(row) == 1:
+            found[number] = np.append(row, not len(row)).astype(np.int64) * TOTAL
+    return _padded(found, smallest)
 
 
 def escape_code(values: NDArray[np.int64], indices: NDArray[np.integer], tables: FrequencyTables) -> NDArray[np.int64]:
@@ -246,38 +252,82 @@ def ideal_bits(values: NDArray[np.integer], indices: NDArray[np.integer], tables
     return float(PROBABILITY_BITS * len(values) - np.log2(frequencies).sum()) + 8 * num_bytes
 
 
-def _frequencies(probabilities: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Frequencies of at least 1 that sum to 2**14, those of the shortest code.
+def _frequencies(
+    probabilities: Sequence[NDArray[np.float64]], counts: Sequence[NDArray[np.int64]]
+) -> list[NDArray[np.int64]]:
+    """Frequencies of at least 1 that sum to 2**14, those of the shortest code, for each of many rows.
 
-    probabilities  (n), from 0 up and not all 0, of symbols of which `counts` (1 or 2) share each; some symbol is alone
+    probabilities  rows of any lengths but 0, from 0 up and not all 0
+    counts         by row: 1 or 2 symbols share each probability; some symbol is alone
     """
+    found: list[NDArray[np.int64]] = []
+    sizes = np.array([len(row) for row in probabilities], np.int64)
+    group = (np.cumsum(sizes) - sizes) // ELEMENTS_AT_ONCE
+    for start, stop in zip(*_runs(group), strict=True):
+        of_group = slice(start, stop)
+        f = _frequencies_of_group(
+            np.concatenate(probabilities[of_group]), np.concatenate(counts[of_group]), sizes[of_group]
+        )
+        ends = np.cumsum(sizes[of_group]).tolist()
+        found += [f[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    return found
 
-    def bought(price: float) -> NDArray[np.int64]:
+
+def _frequencies_of_group(
+    p: NDArray[np.float64], counts: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """As `_frequencies`, rows one after the other; (n) of `sizes` each."""
+    starts, row_of = np.cumsum(sizes) - sizes, np.arange(len(sizes)).repeat(sizes)
+
+    def bought(price: NDArray[np.float64], which: NDArray[np.intp] | slice) -> NDArray[np.int64]:
         # The last slot of a symbol is worth p * log2(f / (f - 1)) bits; buy all that are worth their price.
         with np.errstate(divide="ignore", over="ignore"):
-            f = 1 / -np.expm1(-math.log(2) * price / probabilities)
+            f = 1 / -np.expm1(-math.log(2) * price[row_of[which]] / p[which])
         return np.minimum(f, TOTAL).astype(np.int64)
 
-    cheap, dear = probabilities.max() * 2.0**-16, probabilities.max() * 2.0**6
+    largest = np.maximum.reduceat(p, starts)
+    cheap, dear = largest * 2.0**-16, largest * 2.0**6
+    most, f = bought(cheap, slice(None)), bought(dear, slice(None))
+    spent = np.add.reduceat(f * counts, starts)
+    # What costs as much at both ends of the price's range is not asked again: after a few halvings that is all but a
+    # few symbols.
+    open_ = np.flatnonzero(most != f)
     for _ in range(64):
-        price = math.sqrt(cheap * dear)
-        if (bought(price) * counts).sum() > TOTAL:
-            cheap = price
-        else:
-            dear = price
-    f = bought(dear)
-    left = TOTAL - int((f * counts).sum())
-    while left:
-        best = np.where(counts <= left, probabilities * np.log2((f + 1) / f), -1).argmax()
+        if not len(open_):
+            break
+        price = np.sqrt(cheap * dear)
+        now, rows = bought(price, open_), row_of[open_]
+        more = np.bincount(rows, (now - f[open_]) * counts[open_], len(sizes)).astype(np.int64)
+        too_many = spent + more > TOTAL
+        cheap, dear = np.where(too_many, price, cheap), np.where(too_many, dear, price)
+        spent += np.where(too_many, 0, more)
+        too_many = too_many[rows]
+        most[open_[too_many]] = now[too_many]
+        f[open_[~too_many]] = now[~too_many]
+        open_ = open_[most[open_] != f[open_]]
+    left = TOTAL - spent
+    while left.any():
+        short = np.flatnonzero(left[row_of])
+        rows = row_of[short]
+        gain = np.where(counts[short] <= left[rows], p[short] * np.log2((f[short] + 1) / f[short]), -1)
+        first, end = _runs(rows)
+        best = np.flatnonzero(gain == np.maximum.reduceat(gain, first).repeat(end - first))
+        best = short[best[_runs(rows[best])[0]]]
         f[best] += 1
-        left -= int(counts[best])
+        left[row_of[best]] -= counts[best]
     return f
+
+
+def _runs(numbers: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Where each run of one number begins and ends."""
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+    return starts, np.append(starts[1:], len(numbers)) if len(starts) else starts
 
 
 def _padded(rows: Sequence[NDArray[np.int64]], smallest: Sequence[int]) -> FrequencyTables:
     sizes = np.array([len(row) for row in rows], np.int64)
     frequencies = np.zeros((len(rows), sizes.max(initial=0)), np.int64)
-    for row, f in zip(frequencies, rows, strict=True):
-        row[: len(f)] = f
+    if len(rows):
+        frequencies[np.arange(frequencies.shape[1]) < sizes[:, None]] = np.concatenate(rows)
     # As int64: the tables check what they narrow.
     return FrequencyTables(frequencies, np.asarray(smallest, np.int64), sizes)  # pyright: ignore[reportArgumentType]

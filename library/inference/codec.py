@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from library.codec_bundle import CodecBundle
-from library.entropy.rans import CorruptStreamError
+from library.entropy.coders import CODERS, CoderName
+from library.entropy.range_coder import MissingCoderError
+from library.entropy.symbols import CorruptStreamError
 from library.errors import ConfigError, StreamFileError
-from library.files.sgr.container import DamagedTileError, SgrFile, StreamSizes, TileRecord, write_sgr
-from library.files.sgr.header import HEADER_LENGTH, MAX_TILE, MIN_TILE, StreamHeader, index_entry
+from library.files.sgr.container import DamagedTileError, SgrFile, StreamSizes, TileRecord, fixed_size, write_sgr
+from library.files.sgr.header import MAX_TILE, MIN_TILE, StreamHeader
 from library.files.sgr.metadata import FileMetadata
 from library.inference.engine import Patch
 from library.inference.subjects import Subject
@@ -124,6 +126,7 @@ class CodecEngine:
         strength: float = 1.0,
         noise: tuple[float, float] | None = None,
         tile: int = DEFAULT_TILE,
+        coder: CoderName = "rans",
         thumbnail: bool = False,
     ) -> Encoded:
         """Write a raw or a picture as `.sgr`, whole or not at all.
@@ -134,9 +137,10 @@ class CodecEngine:
         strength  0 keeps the noise as it is, 1 removes it
         noise     (a, b) of variance a * x + b; left out, what the file says of itself, or else estimated
         tile      photosites a side that can be decoded alone, a power of two
+        coder     "rans", or "constriction", which whoever decodes the file must have installed too
         raises    ConfigError for what this codec cannot do
         """
-        self._check(subject, quality, bpp, tile)
+        self._check(subject, quality, bpp, tile, coder)
         _check_conditions(strength, noise)
         a, b = noise or subject.noise or estimate_noise(subject.samples)
         header = StreamHeader(
@@ -153,10 +157,10 @@ class CodecEngine:
             strength=strength,
             black_level=subject.black_level,
             white_level=subject.white_level,
+            coder=coder,
         )
         photosites = subject.width * subject.height
-        # Header, index and its checksum are as large at any quality.
-        fixed = HEADER_LENGTH + header.num_tiles * index_entry(header.num_passes).itemsize + 4
+        fixed = fixed_size(header)
 
         def coded(candidate: int) -> _Coded:
             return self._coded(subject.samples, dataclasses.replace(header, quality=candidate))
@@ -179,7 +183,7 @@ class CodecEngine:
         with SgrFile(path) as written:
             return Encoded(str(path), written.sizes, header.quality, photosites, streams.estimated_bits)
 
-    def _check(self, subject: Subject, quality: int | None, bpp: float | None, tile: int) -> None:
+    def _check(self, subject: Subject, quality: int | None, bpp: float | None, tile: int, coder: CoderName) -> None:
         if (quality is None) == (bpp is None):
             raise ConfigError("give either a quality (0 to 63) or the bits per photosite to aim at, not both")
         if quality is not None and not 0 <= quality <= 63:
@@ -198,6 +202,9 @@ class CodecEngine:
             raise ConfigError(
                 f"codec '{self.bundle.name}' takes {takes}, and {subject.name} is none: use another bundle"
             )
+        if coder not in CODERS:
+            raise ConfigError(f"coder is '{coder}', but must be one of {', '.join(CODERS)}")
+        CODERS[coder].encode([], self.bundle.tables)
 
     def _signature(self, strength: float) -> str | None:
         return f"{self.bundle.name} sha256:{self.bundle.digest}" if strength > 0 else None
@@ -237,7 +244,13 @@ class CodecEngine:
                     y[:, :, top // unit : bottom // unit, left // unit : right // unit]
                     for (top, bottom), (left, right) in map(grid.spans_of, group)
                 ]
-                coded = encode_tiles(self.model, self.bundle.tables, torch.cat(cut).to(self.model.device), conditions)
+                coded = encode_tiles(
+                    self.model,
+                    self.bundle.tables,
+                    torch.cat(cut).to(self.model.device),
+                    conditions,
+                    coder=header.coder,
+                )
                 tiles |= dict(zip(group, coded.streams, strict=True))
                 bits += float(coded.estimated_bits.sum())
         return _Coded(tiles, bits)
@@ -272,8 +285,13 @@ class CodecEngine:
 
         salvage  leave out tiles that are damaged instead of raising `DamagedTileError` at the first
         returns  also the tiles that were left out
+        raises   StreamFileError too where the file's coder is not installed
         """
         header = file.header
+        try:
+            CODERS[header.coder].decode([], self.bundle.tables)
+        except MissingCoderError as error:
+            raise StreamFileError(file.path, f"cannot be decoded here: {error}") from None
         conditions, unit = self._conditions(header), self.model.stride * self.model.scale
         height, width = self._padded(header)
         grid = _Grid.of(header, height, width)
@@ -298,6 +316,7 @@ class CodecEngine:
                             tile_height // unit,
                             tile_width // unit,
                             conditions,
+                            coder=header.coder,
                         ).cpu()
                     except CorruptStreamError as error:
                         index, _ = found.pop(error.stream)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from library.entropy.coders import CoderName
 from library.errors import ConfigError, ImageFileError
 from library.files.metadata import ImageMetadata
 from library.files.raw import read_raw
@@ -44,6 +45,7 @@ def encode_file(
     strength: float = 1.0,
     noise: tuple[float, float] | None = None,
     tile: int = DEFAULT_TILE,
+    coder: CoderName = "rans",
     thumbnail: bool = False,
     verify: bool = False,
     denoiser: Engine | None = None,
@@ -68,6 +70,7 @@ def encode_file(
         strength=strength,
         noise=noise,
         tile=tile,
+        coder=coder,
         thumbnail=thumbnail,
     )
     if verify:

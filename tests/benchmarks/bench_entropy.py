@@ -1,12 +1,14 @@
-"""Our entropy coder against constriction's range and ANS coders, with the same integer tables, in one run.
+"""Our entropy coder, its other one (constriction's range coder in our streams) and constriction's range and ANS coders
+by themselves, with the same integer tables, in one run.
 
 python -m tests.benchmarks.bench_entropy   (from the project's root; two minutes, 1.5 GB)
 
 64 Gaussian scales from 0.11 to 64, evenly in log, most values at the small ones: 0.93 bit a value. All go from values
-and indices to bytes and back; of an escape constriction keeps only that it is one. Its prebuilt models ask for the
-symbols of one table after those of another: its times are given with that sorting and without. Last in a line stands
-our speed in units of the other's, to encode and to decode. Seconds are those of the processor, on one thread: they
-leave out the time that a busy machine gives to others, though not what those do to its caches.
+and indices to bytes and back; of an escape constriction by itself keeps only that it is one. Its prebuilt models ask
+for the symbols of one table after those of another: its times are given with that sorting and without. The range coder
+in our streams makes its models in every call, and adds escapes and check sums. Last in a line stands our speed in units
+of the other's, to encode and to decode. Seconds are those of the processor, on one thread: they leave out the time that
+a busy machine gives to others, though not what those do to its caches.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 import constriction
 import numpy as np
 
+from library.entropy import range_coder
 from library.entropy.rans import decode, encode
 from library.entropy.tables import FrequencyTables, gaussian_tables, ideal_bits
 
@@ -100,6 +103,11 @@ def one_stream(num: int, runs: int, tables: FrequencyTables) -> None:
     sizes = {"ours": len(data)}
     encoders: dict[str, Callable[[], object]] = {"ours": lambda: encode([(values, indices)], tables)}
     decoders: dict[str, Callable[[], object]] = {"ours": lambda: decode([(data, indices)], tables)}
+    by_range = range_coder.encode([(values, indices)], tables)[0]
+    assert np.array_equal(range_coder.decode([(by_range, indices)], tables)[0], values)
+    sizes["our range streams"] = len(by_range)
+    encoders["our range streams"] = lambda: range_coder.encode([(values, indices)], tables)
+    decoders["our range streams"] = lambda: range_coder.decode([(by_range, indices)], tables)
     for name, ans in (("constriction range", False), ("constriction ANS", True)):
         theirs = Constriction(ans, values, indices, tables)
         encoders |= {name: theirs.encode, f"{name}, sorted": theirs.encode_sorted}
@@ -127,12 +135,24 @@ def many_streams(count: int, num: int, runs: int, tables: FrequencyTables) -> No
         f"\n{count} streams of {num} values, {ideal / count:.0f} bytes each, "
         f"{100 * (sum(map(len, coded)) / ideal - 1):+.3f} % over the ideal"
     )
+    by_range = range_coder.encode(streams, tables)
+    range_jobs = [(data, indices) for data, (_, indices) in zip(by_range, streams, strict=True)]
+    print(f"by the range coder {100 * (sum(map(len, by_range)) / ideal - 1):+.3f} %")
     encoding = by_turns(
-        {"together": lambda: encode(streams, tables), "one by one": lambda: [encode([s], tables) for s in streams]},
+        {
+            "together": lambda: encode(streams, tables),
+            "one by one": lambda: [encode([s], tables) for s in streams],
+            "our range streams": lambda: range_coder.encode(streams, tables),
+        },
         runs,
     )
     decoding = by_turns(
-        {"together": lambda: decode(jobs, tables), "one by one": lambda: [decode([job], tables) for job in jobs]}, runs
+        {
+            "together": lambda: decode(jobs, tables),
+            "one by one": lambda: [decode([job], tables) for job in jobs],
+            "our range streams": lambda: range_coder.decode(range_jobs, tables),
+        },
+        runs,
     )
     for name in encoding:
         total = count * num
@@ -146,12 +166,20 @@ def many_tables(num: int, runs: int) -> None:
     values, indices = latents(num, seed=0)
     indices = indices + 64 * np.random.default_rng(0).integers(0, 320, num)
     data = encode([(values, indices)], tables)[0]
+    by_range = range_coder.encode([(values, indices)], tables)[0]
     seconds = by_turns(
-        {"encode": lambda: encode([(values, indices)], tables), "decode": lambda: decode([(data, indices)], tables)},
+        {
+            "ours encode": lambda: encode([(values, indices)], tables),
+            "ours decode": lambda: decode([(data, indices)], tables),
+            "our range streams encode": lambda: range_coder.encode([(values, indices)], tables),
+            "our range streams decode": lambda: range_coder.decode([(by_range, indices)], tables),
+        },
         runs,
     )
     print(f"\n{tables.num_tables} tables, one stream of {num / 1e6:g} M values")
-    print(f"{'ours':>26}: encode {speed(num, seconds['encode'])}, decode {speed(num, seconds['decode'])} Mvalues/s")
+    for name in ("ours", "our range streams"):
+        encoding, decoding = (speed(num, seconds[f"{name} {step}"]) for step in ("encode", "decode"))
+        print(f"{name:>26}: encode {encoding}, decode {decoding} Mvalues/s")
 
 
 def speed(num: int, seconds: list[float]) -> str:

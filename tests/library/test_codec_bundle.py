@@ -128,6 +128,16 @@ def test_a_codec_of_pictures_and_one_of_a_single_rate_are_bundles_as_any_other(t
         assert loaded.manifest["output"]["space"] == ("lin_rec2020" if config.in_channels == 3 else "camera_rgb")
 
 
+def test_tables_that_are_given_are_those_of_the_bundle(tmp_path: Path) -> None:
+    """A codec of many tables takes a second to make them, and its rate was checked with them before."""
+    model = random_codec()
+    assert (
+        written(tmp_path / "a", model, tables=model.frequency_tables()).digest == written(tmp_path / "b", model).digest
+    )
+    other = gaussian_tables(np.geomspace(0.11, 70, 64))
+    assert load_codec(written(tmp_path / "c", model, tables=other).path).tables.digest == other.digest
+
+
 def test_the_codecs_digest_names_weights_and_config_and_nothing_else(tmp_path: Path) -> None:
     first, same, renamed = (
         written(tmp_path / "b", random_codec(), **changes)

@@ -25,6 +25,7 @@ from upath import UPath
 from library.errors import StreamFileError
 from library.files.atomic import whole_file
 from library.files.sgr.header import (
+    CODERS,
     HEADER_LENGTH,
     MAX_QUALITY,
     Extents,
@@ -45,13 +46,14 @@ __all__ = [
     "StreamHeader",
     "StreamSizes",
     "TileRecord",
+    "fixed_size",
     "write_sgr",
 ]
 
 SUFFIX = ".sgr"
 SYNC = b"\xa5TLE"
 
-_META, _THUMBNAIL = "META", "THMB"
+_META, _THUMBNAIL, _CODER = "META", "THMB", "CODR"
 _BLOCK = struct.Struct("<4sBQ")
 _CRITICAL = 1
 _MAX_BLOCKS = 64
@@ -115,6 +117,12 @@ class StreamSizes:
         return self.total - self.metadata - self.thumbnail
 
 
+def fixed_size(header: StreamHeader) -> int:
+    """Bytes of a file with this header that no stream, metadata or thumbnail changes: header, coder and index."""
+    coder = len(_pack_block(_CODER, _coder_payload(header))) if header.coder != CODERS[0] else 0
+    return HEADER_LENGTH + coder + header.num_tiles * index_entry(header.num_passes).itemsize + _CRC.size
+
+
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
@@ -137,18 +145,22 @@ def write_sgr(
     """
     entries = np.zeros(header.num_tiles, index_entry(header.num_passes))
     written = np.zeros(header.num_tiles, bool)
-    kinds = [_META, *([_THUMBNAIL] if thumbnail is not None else []), *blocks]
     for kind in blocks:
-        if len(kind) != 4 or not kind.isascii() or not kind.isprintable() or kind in (_META, _THUMBNAIL):
-            raise ValueError(f"'{kind}' is no type for a block: use 4 characters of ASCII, not {_META} or {_THUMBNAIL}")
-    if len(kinds) > _MAX_BLOCKS:
-        raise ValueError(f"{len(kinds)} blocks are too many: a file has at most {_MAX_BLOCKS}")
-    payloads = [pack_metadata(metadata), *([thumbnail] if thumbnail is not None else []), *blocks.values()]
+        if len(kind) != 4 or not kind.isascii() or not kind.isprintable() or kind in (_META, _CODER, _THUMBNAIL):
+            raise ValueError(
+                f"'{kind}' is no type for a block: use 4 characters of ASCII, not {_META}, {_CODER} or {_THUMBNAIL}"
+            )
+    ours = {_META: pack_metadata(metadata)}
+    if header.coder != CODERS[0]:
+        ours[_CODER] = _coder_payload(header)
+    if thumbnail is not None:
+        ours[_THUMBNAIL] = thumbnail
+    if len(ours) + len(blocks) > _MAX_BLOCKS:
+        raise ValueError(f"{len(ours) + len(blocks)} blocks are too many: a file has at most {_MAX_BLOCKS}")
     with whole_file(path) as temporary, temporary.open("wb") as file:
         file.write(bytes(HEADER_LENGTH))
-        for kind, payload in zip(kinds, payloads, strict=True):
-            block = _BLOCK.pack(kind.encode("ascii"), _CRITICAL if kind == _META else 0, len(payload)) + payload
-            file.write(block + _CRC.pack(zlib.crc32(block)))
+        for kind, payload in (*ours.items(), *blocks.items()):
+            file.write(_pack_block(kind, payload))
         start = file.tell()
         for tile in tiles:
             _check_tile(tile, header)
@@ -169,6 +181,15 @@ def write_sgr(
         extents = Extents(start, end_of_tiles, file.tell())
         file.seek(0)
         file.write(pack_header(header, extents))
+
+
+def _pack_block(kind: str, payload: bytes) -> bytes:
+    block = _BLOCK.pack(kind.encode("ascii"), _CRITICAL if kind in (_META, _CODER) else 0, len(payload)) + payload
+    return block + _CRC.pack(zlib.crc32(block))
+
+
+def _coder_payload(header: StreamHeader) -> bytes:
+    return bytes([CODERS.index(header.coder)])
 
 
 def _check_tile(tile: TileRecord, header: StreamHeader) -> None:
@@ -445,6 +466,8 @@ class SgrFile:
             at, count = start + length + _CRC.size, count + 1
         if _META not in seen:
             self._fault("has no metadata")
+        if self.header.coder != CODERS[0] and _CODER not in seen:
+            self._fault(f"has no block {_CODER}, which its coder needs")
         return None
 
     def _take_block(self, kind: str, flags: int, start: int, length: int) -> None:
@@ -456,6 +479,11 @@ class SgrFile:
                 self.metadata = unpack_metadata(self._read(start, length))
             except ValueError as error:
                 return self._fault(str(error))
+        elif kind == _CODER:
+            # Which coder it is the header says too: this block is there for readers of version 1.0, to stop them.
+            coder = self.header.coder
+            if coder == CODERS[0] or length != 1 or self._read(start, 1) != _coder_payload(self.header):
+                return self._fault(f"has a block {_CODER} that is not of its header's coder, {coder}")
         elif kind != _THUMBNAIL and flags & _CRITICAL:
             raise StreamFileError(
                 self.path,

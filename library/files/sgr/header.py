@@ -6,16 +6,19 @@ import math
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
+from library.entropy.coders import CoderName
+
 MAGIC = b"\x89SGR\r\n\x1a\n"
 """As PNG's: a byte that is no ASCII, both line ends and an end-of-file, so that a text-mode copy breaks it at once."""
-MAJOR, MINOR = 1, 0
+MAJOR = 1
 
 LAYOUTS = ("mosaic", "rgb")
 CFAS = ("", "RGGB", "GRBG", "GBRG", "BGGR")
+CODERS: Final[tuple[CoderName, ...]] = ("rans", "constriction")
 MAX_SIDE, MAX_AREA, MAX_PASSES, MAX_QUALITY = 2**20, 2**31, 8, 63
 MIN_TILE, MAX_TILE = 64, 4096
 
@@ -25,6 +28,7 @@ _CRC = struct.Struct("<I")
 _U16 = struct.Struct("<H")
 HEADER_LENGTH = _START.size + _FIELDS.size + _CRC.size
 _NOISE_KNOWN = 1
+_CODER_SHIFT, _CODER_MASK = 1, 3
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -44,6 +48,7 @@ class StreamHeader:
     strength        0 faithful to the noisy picture to 1 denoised
     black_level     (4,) DN by CFA position, row by row, as in the original file
     white_level     DN at which a photosite saturates, as in the original file
+    coder           what wrote the streams; with any but the first of `CODERS`, version 1.0 refuses the file
     raises          ValueError for what no file may say; a reader makes it an error that names the file
     """
 
@@ -60,6 +65,7 @@ class StreamHeader:
     strength: float
     black_level: tuple[float, ...]
     white_level: float
+    coder: CoderName = "rans"
 
     def __post_init__(self) -> None:
         for holds, fault in (
@@ -74,6 +80,7 @@ class StreamHeader:
                 MIN_TILE <= self.tile <= MAX_TILE and self.tile.bit_count() == 1,
                 f"a tile must be a power of two from {MIN_TILE} to {MAX_TILE}, not {self.tile}",
             ),
+            (self.coder in CODERS, f"the coder must be one of {', '.join(CODERS)}, not '{self.coder}'"),
             (1 <= self.num_passes <= MAX_PASSES, f"passes must be 1 to {MAX_PASSES}, not {self.num_passes}"),
             (len(self.model_digest) == 16, f"a model's digest has 16 bytes, not {len(self.model_digest)}"),
             (0 <= self.quality <= MAX_QUALITY, f"quality must be 0 to {MAX_QUALITY}, not {self.quality}"),
@@ -97,6 +104,11 @@ class StreamHeader:
                 raise ValueError(fault)
 
     @property
+    def minor(self) -> int:
+        """The version that has all of it: files that 1.0 can say are of 1.0."""
+        return 0 if self.coder == CODERS[0] else 1
+
+    @property
     def tile_grid(self) -> tuple[int, int]:
         """Rows and columns of tiles."""
         return -(-self.height // self.tile), -(-self.width // self.tile)
@@ -115,6 +127,7 @@ class StreamHeader:
             "tile": self.tile,
             "tile_grid": list(self.tile_grid),
             "num_passes": self.num_passes,
+            "coder": self.coder,
             "model_digest": self.model_digest.hex(),
             "quality": self.quality,
             "stabilizer": [float(x) for x in self.stabilizer],
@@ -139,7 +152,7 @@ def index_entry(num_passes: int) -> np.dtype:
 
 
 def pack_header(header: StreamHeader, extents: Extents) -> bytes:
-    data = _START.pack(MAGIC, MAJOR, MINOR, HEADER_LENGTH) + _FIELDS.pack(
+    data = _START.pack(MAGIC, MAJOR, header.minor, HEADER_LENGTH) + _FIELDS.pack(
         extents.end,
         extents.tiles_at,
         extents.index_at,
@@ -150,7 +163,7 @@ def pack_header(header: StreamHeader, extents: Extents) -> bytes:
         header.tile.bit_length() - 1,
         header.num_passes,
         header.quality,
-        0 if header.noise is None else _NOISE_KNOWN,
+        (0 if header.noise is None else _NOISE_KNOWN) | CODERS.index(header.coder) << _CODER_SHIFT,
         header.model_digest,
         *header.stabilizer,
         *(header.noise or (0.0, 0.0)),
@@ -195,6 +208,9 @@ def parse_header(data: bytes) -> tuple[StreamHeader, Extents, str]:
         raise ValueError(f"its header has {length} bytes where {HEADER_LENGTH} belong: it was written wrongly")
     end, tiles, index, *rest = _FIELDS.unpack_from(data, _START.size)
     width, height, layout, cfa, tile, num_passes, quality, flags, digest, *numbers = rest
+    coder = flags >> _CODER_SHIFT & _CODER_MASK
+    if coder >= len(CODERS):
+        raise ValueError(f"its streams are of an unknown coder ({coder}): update Stillgrain")
     if layout >= len(LAYOUTS) or cfa >= len(CFAS) or tile > MAX_TILE.bit_length():
         raise ValueError(
             f"its header has an unknown layout ({layout}), CFA ({cfa}) or tile ({tile}): update Stillgrain"
@@ -214,6 +230,7 @@ def parse_header(data: bytes) -> tuple[StreamHeader, Extents, str]:
             strength=numbers[4],
             black_level=tuple(numbers[5:9]),
             white_level=numbers[9],
+            coder=CODERS[coder],
         )
     except ValueError as error:
         raise ValueError(f"its header cannot be: {error}; it was written wrongly") from None

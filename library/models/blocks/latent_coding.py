@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from library.entropy.rans import CorruptStreamError, decode, encode
+from library.entropy.coders import CODERS, CoderName
+from library.entropy.symbols import CorruptStreamError
 from library.entropy.tables import FrequencyTables
 from library.models.blocks.codec import CodecModel, Conditions
 
@@ -23,7 +24,9 @@ class CodedTiles:
     """(T, streams) float64: what the model's own probabilities say that they cost."""
 
 
-def encode_tiles(model: CodecModel, tables: FrequencyTables, y: Tensor, conditions: Conditions) -> CodedTiles:
+def encode_tiles(
+    model: CodecModel, tables: FrequencyTables, y: Tensor, conditions: Conditions, *, coder: CoderName = "rans"
+) -> CodedTiles:
     """Code latents.
 
     y           (T, latent_channels, h, w) as `model.analyze` gives them
@@ -32,7 +35,7 @@ def encode_tiles(model: CodecModel, tables: FrequencyTables, y: Tensor, conditio
     passes = model.encode_latents(y, conditions)
     num_tiles = len(y)
     flat = [(values, indices) for p in passes for values, indices in zip(p.values, p.indices, strict=True)]
-    coded = encode(flat, tables)
+    coded = CODERS[coder].encode(flat, tables)
     streams = [tuple(coded[number * num_tiles + tile] for number in range(len(passes))) for tile in range(num_tiles)]
     return CodedTiles(streams, np.stack([p.bits for p in passes], axis=1))
 
@@ -44,6 +47,8 @@ def decode_tiles(
     height: int,
     width: int,
     conditions: Conditions,
+    *,
+    coder: CoderName = "rans",
 ) -> Tensor:
     """Rounded latents (T, latent_channels, height, width) of tiles of one shape, the same bits on every machine.
 
@@ -53,7 +58,8 @@ def decode_tiles(
 
     def read(indices: np.ndarray) -> np.ndarray:
         number = next(remaining)
-        return np.stack(decode([(tile[number], own) for tile, own in zip(streams, indices, strict=True)], tables))
+        jobs = [(tile[number], own) for tile, own in zip(streams, indices, strict=True)]
+        return np.stack(CODERS[coder].decode(jobs, tables))
 
     return model.decode_latents(len(streams), height, width, conditions, read)
 

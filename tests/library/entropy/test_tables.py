@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from library.entropy.tables import (
+    ELEMENTS_AT_ONCE,
     FrequencyTables,
     escape_code,
     gaussian_tables,
@@ -111,6 +112,19 @@ def test_one_value_of_probability_1_is_certain_and_no_value_a_certain_escape() -
     assert ideal_bits(np.array([5]), np.array([0]), tables) == 0
     assert ideal_bits(np.array([3, -300]), np.array([1, 1]), tables) == 8 + 16  # its side bytes only
     assert tables.frequencies[2].tolist() == [1, 2**14 - 2, 1]  # a computed 1 is not a promise
+
+
+def test_a_table_does_not_depend_on_those_made_with_it() -> None:
+    rng = np.random.default_rng(0)
+    rows = [0.99 * rng.dirichlet(np.full(rng.integers(1, 900), 0.3)) for _ in range(400)]
+    rows[5:8] = [np.array([]), np.array([1.0]), np.full(700, 1 / 700)]
+    assert sum(map(len, rows)) > ELEMENTS_AT_ONCE
+    together = tables_from_probabilities(rows, list(range(400)))
+    for number in [*range(10), *range(10, 400, 13), 399]:
+        alone = tables_from_probabilities([rows[number]], [number])
+        assert together.sizes[number] == alone.sizes[0] == max(1, len(rows[number]) + 1)
+        assert together.smallest[number] == number
+        np.testing.assert_array_equal(together.frequencies[number, : alone.sizes[0]], alone.frequencies[0])
 
 
 @pytest.mark.parametrize("row", [[0.7, 0.4], [-0.1, 0.5], [math.nan], [[0.5]]])

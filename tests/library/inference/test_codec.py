@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 import tracemalloc
 from collections.abc import Mapping
 from dataclasses import replace
@@ -512,6 +513,7 @@ def test_a_raw_that_is_missing_is_refused_by_name_even_where_its_output_is_there
         ({"quality": 3, "strength": math.nan}, "strength is nan"),
         ({"quality": 3, "noise": (-1e-3, 0.0)}, "noise is -0.001"),
         ({"quality": 3, "noise": (1e-3, math.inf)}, "noise is 0.001, inf"),
+        ({"quality": 3, "coder": "huffman"}, "coder is 'huffman', but must be one of rans, constriction"),
         ({"bpp": 0.0}, "bpp is 0"),
         ({"bpp": math.nan}, "bpp is nan"),
     ],
@@ -557,6 +559,68 @@ def test_a_codec_of_one_rate_codes_but_aims_at_no_bpp(raw_dng: Path, tmp_path: P
         encode_file(raw_dng, tmp_path / "x.sgr", one_rate, bpp=1.0)
     with pytest.raises(ConfigError, match="at least 64"):
         encode_file(raw_dng, tmp_path / "x.sgr", one_rate, quality=0, tile=32)
+
+
+# --- the other coder --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def by_constriction(engine: CodecEngine, small_tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photo of `small_tiles`."""
+    path = tmp_path_factory.mktemp("constriction") / "photo.sgr"
+    encode_file(small_tiles.with_name("photo.dng"), path, engine, quality=63, tile=64, coder="constriction")
+    return path
+
+
+def test_a_file_by_constriction_is_decoded_to_the_same_latents_without_being_told(
+    engine: CodecEngine, small_tiles: Path, by_constriction: Path
+) -> None:
+    assert torch.equal(latents_of(engine, by_constriction), latents_of(engine, small_tiles))
+    ours, theirs = describe_file(small_tiles), describe_file(by_constriction)
+    assert (ours["coder"], theirs["coder"]) == ("rans", "constriction")
+    # Streams so short differ by what each takes besides its symbols.
+    more = sum(theirs["sizes"]["passes"]) - sum(ours["sizes"]["passes"])
+    assert abs(more) < 4 * ours["num_passes"] * ours["num_tiles"]
+    assert theirs["bpp"] == pytest.approx(bits_of(by_constriction))
+
+
+@pytest.mark.parametrize("forged", [False, True])
+def test_damage_of_a_tile_by_constriction_is_named_and_the_others_salvaged(
+    engine: CodecEngine, small_tiles: Path, by_constriction: Path, tmp_path: Path, forged: bool
+) -> None:
+    path = damaged(by_constriction, 43, tmp_path / "damaged.sgr", forged=forged)
+    with pytest.raises(DamagedTileError, match="tile 43 ") as error:
+        decode_file(path, {"png": tmp_path / "x.png"}, engine)
+    assert error.value.tile == 43
+    with SgrFile(path, salvage=True) as file:
+        others = [index for index in range(file.header.num_tiles) if index != 43]
+        found, lost = engine.latents(file, range(file.header.num_tiles), salvage=True)
+        assert lost == [43]
+    with SgrFile(small_tiles) as file:
+        assert torch.equal(found, engine.latents(file, others)[0])
+
+
+def test_a_rate_aimed_at_with_constriction_counts_all_that_it_adds(
+    wide: CodecEngine, raw_dng: Path, tmp_path: Path
+) -> None:
+    encoded = encode_file(raw_dng, tmp_path / "x.sgr", wide, quality=30, coder="constriction", verify=True)
+    assert encoded.bpp == pytest.approx(bits_of(tmp_path / "x.sgr"))
+    again = encode_file(raw_dng, tmp_path / "y.sgr", wide, bpp=encoded.bpp, coder="constriction")
+    assert (again.quality, again.sizes) == (encoded.quality, encoded.sizes)
+
+
+def test_without_constriction_its_files_are_refused_saying_how_to_get_it(
+    engine: CodecEngine, raw_dng: Path, by_constriction: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remedy = r"not installed: pip install 'stillgrain\[constriction\]'"
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    for salvage in (False, True):
+        with pytest.raises(StreamFileError, match=f"photo.sgr: cannot be decoded here: .*{remedy}"):
+            decode_file(by_constriction, {"png": tmp_path / "x.png"}, engine, salvage=salvage)
+    with pytest.raises(ConfigError, match=remedy):
+        encode_file(raw_dng, tmp_path / "x.sgr", engine, quality=20, coder="constriction")
+    assert not list(tmp_path.iterdir())
+    assert describe_file(by_constriction, check=True)["damaged_tiles"] == []
 
 
 # --- rate -------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from upath import UPath
 
+from library.entropy import coders
 from library.errors import StreamFileError
 from library.files.metadata import ImageMetadata
 from library.files.sgr import container
@@ -26,9 +27,10 @@ from library.files.sgr.container import (
     SgrFile,
     StreamHeader,
     TileRecord,
+    fixed_size,
     write_sgr,
 )
-from library.files.sgr.header import HEADER_LENGTH
+from library.files.sgr.header import CODERS, HEADER_LENGTH
 
 HEADER = StreamHeader(
     width=300,
@@ -63,6 +65,7 @@ IMAGE = ImageMetadata(
     software="",
     denoised_by="bundle",
 )
+OF_ANOTHER_CODER = replace(HEADER, coder="constriction", noise=None)
 METADATA = FileMetadata(
     original_sha256="0f" * 32,
     original_name="DSC_1 \udcff.NEF",  # a name that is no UTF-8, as Python gives it
@@ -114,6 +117,11 @@ def fields_of(file: SgrFile) -> str:
 # --- round trips ------------------------------------------------------------------------------------------------------
 
 
+def test_every_coder_has_a_number_in_the_header():
+    assert CODERS[0] == "rans"
+    assert sorted(CODERS) == sorted(coders.CODERS)
+
+
 def test_what_was_written_is_read(sgr: Path):
     with SgrFile(sgr) as file:
         assert asdict(file.header) == asdict(HEADER)
@@ -147,6 +155,7 @@ def headers(draw: st.DrawFn) -> StreamHeader:
         strength=draw(st.floats(0, 1)),
         black_level=black,
         white_level=draw(st.floats(1e9, 1e12, exclude_min=True)),
+        coder=draw(st.sampled_from(["rans", "constriction"])),
     )
 
 
@@ -336,6 +345,7 @@ def test_keys_that_are_not_known_are_left_out(tmp_path: Path):
         {"num_passes": 9},
         {"model_digest": b"short"},
         {"quality": 64},
+        {"coder": "huffman"},
         {"stabilizer": (0.1, 0.0)},
         {"stabilizer": (1e300, 0.0)},
         {"noise": (float("nan"), 0.0)},
@@ -368,7 +378,7 @@ def test_a_picture_that_is_not_whole_is_not_written(tmp_path: Path, tiles: list[
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", ["META", "THMB", "abc", "äbcd", "ab\ncd", "ab\n."])
+@pytest.mark.parametrize("kind", ["META", "THMB", "CODR", "abc", "äbcd", "ab\ncd", "ab\n."])
 def test_a_block_needs_a_type_of_its_own(tmp_path: Path, kind: str):
     with pytest.raises(ValueError, match="type"):
         write_sgr(tmp_path / "a.sgr", HEADER, METADATA, TILES, blocks={kind: b""})
@@ -464,7 +474,6 @@ def read_by_the_document(data: bytes) -> tuple[dict[str, Any], dict[bytes, bytes
     """A second reader, written from FORMAT.md alone."""
     assert data[:8] == bytes.fromhex("89 53 47 52 0d 0a 1a 0a")
     major, minor, length = struct.unpack_from("<BBH", data, 8)
-    assert (major, minor) == (1, 0)
     assert struct.unpack_from("<I", data, length - 4)[0] == zlib.crc32(data[: length - 4])
     end, tiles_offset, index_offset, width, height = struct.unpack_from("<QQQII", data, 12)
     layout, cfa, tile_log2, num_passes, quality, flags = data[44:50]
@@ -480,19 +489,23 @@ def read_by_the_document(data: bytes) -> tuple[dict[str, Any], dict[bytes, bytes
         "quality": quality,
         "stabilizer": struct.unpack_from("<ff", data, 66),
         "noise": numbers[:2] if flags & 1 else None,
+        "coder": ["rans", "constriction"][flags >> 1 & 3],
         "strength": numbers[2],
         "black_level": numbers[3:7],
         "white_level": numbers[7],
     }
+    assert (major, minor) == (1, 0 if facts["coder"] == "rans" else 1)
     num_tiles = -(-height // 2**tile_log2) * -(-width // 2**tile_log2)
     assert end == len(data) == index_offset + num_tiles * (13 + 4 * num_passes) + 4
     at, blocks = length, {}
     while at < tiles_offset:
-        kind, _, size = struct.unpack_from("<4sBQ", data, at)
+        kind, critical, size = struct.unpack_from("<4sBQ", data, at)
+        assert critical == (kind in (b"META", b"CODR"))
         blocks[kind] = data[at + 13 : at + 13 + size]
         assert struct.unpack_from("<I", data, at + 13 + size)[0] == zlib.crc32(data[at : at + 13 + size])
         at += 17 + size
     assert at == tiles_offset
+    assert blocks.get(b"CODR") == (None if facts["coder"] == "rans" else bytes([flags >> 1 & 3]))
     assert struct.unpack_from("<I", data, end - 4)[0] == zlib.crc32(data[index_offset:-4])
     tiles, used = [], 0
     for number in range(num_tiles):
@@ -521,12 +534,13 @@ def read_by_the_document(data: bytes) -> tuple[dict[str, Any], dict[bytes, bytes
     return facts, blocks, tiles
 
 
-def test_a_second_reader_written_from_the_document_reads_the_same(tmp_path: Path):
+@pytest.mark.parametrize("header", [HEADER, OF_ANOTHER_CODER], ids=lambda header: header.coder)
+def test_a_second_reader_written_from_the_document_reads_the_same(tmp_path: Path, header: StreamHeader):
     tiles = streams(HEADER, longest=300)
-    write_sgr(tmp_path / "a.sgr", HEADER, METADATA, tiles, thumbnail=b"small", blocks={"noTe": b"hello"})
+    write_sgr(tmp_path / "a.sgr", header, METADATA, tiles, thumbnail=b"small", blocks={"noTe": b"hello"})
     facts, blocks, read = read_by_the_document((tmp_path / "a.sgr").read_bytes())
-    assert facts == asdict(HEADER)
-    assert blocks.keys() == {b"META", b"THMB", b"noTe"}
+    assert facts == asdict(header)
+    assert blocks.keys() - {b"CODR"} == {b"META", b"THMB", b"noTe"}
     assert json.loads(zlib.decompress(blocks[b"META"])) == json.loads(json.dumps(METADATA.to_json()))
     assert read == by_index(tiles)
 
@@ -551,6 +565,7 @@ def forged(
     cfa: int = 1,
     tile_log2: int = 6,
     num_passes: int = 1,
+    flags: int = 0,
     index: Callable[[int, int], bytes] | None = None,
     shift: int = 0,
 ) -> bytes:
@@ -566,7 +581,7 @@ def forged(
     header = b"\x89SGR\r\n\x1a\n" + struct.pack(
         "<BBHQQQII", *version, length, end, at + shift, at + len(record), side, side
     )
-    header += bytes([0, cfa, tile_log2, num_passes, 30, 0]) + bytes(16) + struct.pack("<2f8d", *[0] * 9, 1)
+    header += bytes([0, cfa, tile_log2, num_passes, 30, flags]) + bytes(16) + struct.pack("<2f8d", *[0] * 9, 1)
     header += longer_header
     header += struct.pack("<I", zlib.crc32(header))
     return header + joined + record + entry + struct.pack("<I", zlib.crc32(entry))
@@ -598,6 +613,8 @@ def test_a_newer_minor_version_is_read_and_what_is_new_in_it_skipped(tmp_path: P
         (forged(tile_log2=255), "tile"),
         (forged(num_passes=0), "passes"),
         (forged(num_passes=2), "places its parts"),
+        (forged(flags=4), "unknown coder"),
+        (forged(version=(1, 7), flags=6, blocks=[META, block(b"CODR", b"\3", 1)]), "unknown coder"),
         (forged(side=0), "sides"),
         (forged(side=2**20), "area"),
         (forged(side=2**15), "places its parts"),  # 262,144 tiles in a file of 200 bytes
@@ -609,7 +626,7 @@ def test_a_newer_minor_version_is_read_and_what_is_new_in_it_skipped(tmp_path: P
         (forged()[:100], "truncated"),
         (forged().replace(b"\r\n", b"\n"), "text mode"),
     ],
-    ids=range(19),
+    ids=range(21),
 )
 def test_what_cannot_be_understood_is_refused_in_words(tmp_path: Path, data: bytes, said: str, salvage: bool):
     path = tmp_path / "other.sgr"
@@ -624,6 +641,10 @@ def test_what_cannot_be_understood_is_refused_in_words(tmp_path: Path, data: byt
     [
         (forged(blocks=[]), "no metadata"),
         (forged(blocks=[META, META]), "two blocks META"),
+        (forged(flags=2), "no block CODR"),
+        (forged(flags=2, blocks=[META, block(b"CODR", b"\2", 1)]), "not of its header's coder, constriction"),
+        (forged(flags=2, blocks=[META, block(b"CODR", b"\1\1", 1)]), "not of its header's coder, constriction"),
+        (forged(blocks=[META, block(b"CODR", b"\0", 1)]), "not of its header's coder, rans"),
         (forged(blocks=[META, b"x" * 16]), "among its blocks"),
         (forged(blocks=[META, struct.pack("<4sBQ", b"HUGE", 0, 2**63) + bytes(20)]), "damaged block"),
         (forged(blocks=[META, *[block(b"%4d" % i, b"") for i in range(64)]]), "among its blocks"),
@@ -632,7 +653,7 @@ def test_what_cannot_be_understood_is_refused_in_words(tmp_path: Path, data: byt
         (forged(index=lambda at, crc: struct.pack("<QIBI", 2**64 - 1, 3, 5, crc)), "does not fit its tiles"),
         (forged(index=lambda at, crc: struct.pack("<QIBI", at, 2**32 - 1, 5, crc)), "does not fit its tiles"),
     ],
-    ids=range(9),
+    ids=range(13),
 )
 def test_what_is_inconsistent_is_refused_and_its_tile_salvaged(tmp_path: Path, data: bytes, said: str):
     path = tmp_path / "other.sgr"
@@ -642,6 +663,22 @@ def test_what_is_inconsistent_is_refused_and_its_tile_salvaged(tmp_path: Path, d
     with SgrFile(path, salvage=True) as file:
         assert said in file.faults[0]
         assert file.read_tile(0) == TileRecord(0, 5, (b"abc",))
+
+
+def test_the_header_names_the_coder_and_what_readers_of_1_0_do_not_know_stops_them(tmp_path: Path):
+    """They ignore flags that they do not know, and refuse a critical block."""
+    for header, version in ((HEADER, "1.0"), (OF_ANOTHER_CODER, "1.1")):
+        write_sgr(tmp_path / "a.sgr", header, FileMetadata(), TILES)
+        size, data = (tmp_path / "a.sgr").stat().st_size, (tmp_path / "a.sgr").read_bytes()
+        assert (block(b"CODR", b"\1", 1) in data) == (header.coder != "rans")
+        with SgrFile(tmp_path / "a.sgr") as file:
+            assert (file.header.coder, file.version, file.to_json()["coder"]) == (header.coder, version, header.coder)
+            assert fixed_size(header) == size - file.sizes.metadata - sum(t[2] - t[1] for t in spans(file.path))
+    (tmp_path / "a.sgr").write_bytes(data.replace(b"CODR", b"CODX"))
+    with SgrFile(tmp_path / "a.sgr", salvage=True) as file:
+        assert file.faults[-1] == "has no block CODR, which its coder needs"
+        assert file.header.coder == "constriction"
+        assert read_all(file) == by_index(TILES)
 
 
 @pytest.mark.parametrize("crc_of_index", [True, False])
@@ -706,10 +743,11 @@ def spans(path: Path | UPath) -> list[tuple[int, int, int]]:
     return [(tile, at, after) for (at, tile), after in zip(offsets, [o for o, _ in offsets[1:]] + [end], strict=True)]
 
 
-def test_no_change_of_a_byte_goes_unnoticed(tmp_path: Path):
+@pytest.mark.parametrize("coder", CODERS)
+def test_no_change_of_a_byte_goes_unnoticed(tmp_path: Path, coder: coders.CoderName):
     """Every byte of a small file. In a tile it is this tile that is named, and the others are read."""
     path = UPath(f"memory:/{tmp_path}") / "small.sgr"
-    header = replace(HEADER, width=130, height=64)
+    header = replace(HEADER, width=130, height=64, coder=coder)
     tiles = by_index(streams(header, longest=20))
     write_sgr(path, header, METADATA, tiles, thumbnail=b"jpeg", blocks={"noTe": b"hello"})
     data, of_tiles = path.read_bytes(), spans(path)
