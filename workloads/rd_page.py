@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import json
@@ -21,8 +22,9 @@ from library.errors import ConfigError
 from library.files.atomic import whole_file
 from library.rate_distortion import BdRate, RateCurve, bd_rate, best_part, decibels, to_compressai_json, write_csv
 from workloads.charts import AXIS, INK, data_uri
-from workloads.rd_methods import DENOISED_JPEG_XL, METRICS, NOISY_JPEG_XL
+from workloads.rd_methods import DENOISED, DENOISED_JPEG_XL, NOISY_JPEG_XL
 from workloads.rd_results import Comparison
+from workloads.rd_scenes import PICTURES
 from workloads.templates import write_page
 
 FILE_BYTES = "bits of the file per photosite"
@@ -43,6 +45,7 @@ def curves_png(
     *,
     ours: Collection[str],
     label: str,
+    dashed: Collection[str] = (),
     levels: Mapping[str, float] = MappingProxyType({}),
     overlap: tuple[float, float] | None = None,
     rate: str = FILE_BYTES,
@@ -52,6 +55,7 @@ def curves_png(
     curves   points of infinite dB are left out, and with them a curve that has no others
     ours     names of the curves that are drawn thick
     label    the metric as people call it, with its domain: "PSNR, developed". MS-SSIM is drawn in dB
+    dashed   names of curves that were not measured here
     levels   by name, what takes no bytes to compare with, of the metric as it is measured: the noisy input
     overlap  from, to, in dB: what a BD-rate speaks of, shaded
     raises   ConfigError when nothing is left to draw, DataError when a curve lacks the metric
@@ -75,7 +79,7 @@ def curves_png(
             rates,
             quality,
             color=color,
-            linestyle=linestyle,
+            linestyle="--" if curve.name in dashed else linestyle,
             linewidth=3.0 if is_ours else 1.2,
             marker="o",
             markersize=6.0 if is_ours else 3.2,
@@ -91,8 +95,8 @@ def curves_png(
     if overlap:
         axes.axhspan(*overlap, color=_OURS[0], alpha=0.06, linewidth=0, zorder=0)
         on_white = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1.5}
-        axes.text(0.012, overlap[0], "BD-rate is over this range", transform=axes.get_yaxis_transform(), color=INK,
-                  fontsize=8.5, va="bottom", bbox=on_white)  # fmt: skip
+        axes.text(0.012, overlap[1], "BD-rate is over this range", transform=axes.get_yaxis_transform(), color=INK,
+                  fontsize=8.5, va="top", bbox=on_white)  # fmt: skip
     _style(axes, label, metric, rate)
     _name_lines(axes, names)
     content = io.BytesIO()
@@ -225,7 +229,17 @@ def write_curves(
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 _KEY_BASELINES = (NOISY_JPEG_XL, DENOISED_JPEG_XL, "JPEG XL planes")
-"""What is drawn beside ours where all would be too many."""
+_KEY_PICTURE_BASELINES = (NOISY_JPEG_XL, "JPEG 2000", "AVIF 12-bit")
+"""What is drawn beside ours where all would be too many: of raws, and of pictures."""
+_PUBLISHED = ", published"
+_PUBLISHED_SHOWN = (
+    "vtm",
+    "compressai cheng2020-anchor [mse]",
+    "compressai mbt2018-mean [mse]",
+    "compressai bmshj2018-hyperprior [mse]",
+    "compressai bmshj2018-factorized [mse]",
+)
+"""Of published curves, where there are so many. Networks were trained for mean squared error, as ours are."""
 
 
 def write_rd_page(
@@ -239,36 +253,44 @@ def write_rd_page(
 ) -> Path:
     """`rate_distortion.html`, whole or not at all: all pictures are inside it. Returns its path.
 
-    pictures  by raw: file, label, bpp, ms_ssim and psnr of each PNG in `<folder>/pictures/<raw>/`
-    kodak     published curves to be drawn in a chart of their own
+    pictures  by image: file, label, bpp, ms_ssim and psnr of each PNG in `<folder>/pictures/<image>/`
+    kodak     published curves to be drawn beside ours
     config    as it ran
     """
     folder = Path(folder)
     page = folder / "rate_distortion.html"
     codecs = [codec for codec in found.ours if codec in found.means]
     fidelity = [m for m in found.means if m in found.noise_kept or m.endswith(" planes")]
-    all_lossy = [*codecs, *found.anchors]
+    fidelity = fidelity if found.kind is not PICTURES else []
+    all_lossy, metrics = [*codecs, *found.anchors], found.kind.metrics
+    denoised_first = [DENOISED + codec for codec in codecs]
+    key = [*codecs, *denoised_first, *(_KEY_PICTURE_BASELINES if found.kind is PICTURES else _KEY_BASELINES)]
     write_page(
         UPath(page),
         "rate_distortion.html.j2",
         title=folder.name,
         summary=_summary(found, config),
         targets=[(str(target), target.is_met) for target in found.targets],
-        headline=[_headline(found, metric, [*codecs, *_KEY_BASELINES]) for metric in ("ms_ssim", "psnr")],
-        shaded=f"{codecs[0]} against {NOISY_JPEG_XL}" if codecs and NOISY_JPEG_XL in found.means else None,
-        rates=[(codec, _rate_rows(found, codec, found.anchors, ("ms_ssim", "psnr"))) for codec in codecs],
+        kind=found.kind,
+        is_of_raws=found.kind is not PICTURES,
+        headings=[metrics["ms_ssim"], metrics["psnr"]],
+        headline=[_headline(found, metric, key) for metric in _HEADLINE],
+        shaded=f"{found.ours[0]} against {NOISY_JPEG_XL}" if any(_shaded(found, m) for m in _HEADLINE) else None,
+        rates=[(codec, _rate_rows(found, codec, found.anchors, _HEADLINE)) for codec in codecs],
         saved=[(codec, *_saved(found, codec)) for codec in codecs],
         sheets=[_sheet(folder, image, found, about) for image, about in pictures.items()],
-        charts=[_chart(found, metric, all_lossy) for metric in METRICS if not metric.endswith("_to_noisy")],
-        fidelity=_chart(found, "psnr.stabilized_to_noisy", fidelity) if fidelity else None,
+        charts=[_chart(found, metric, all_lossy) for metric in metrics if not metric.endswith("_to_noisy")],
+        fidelity=[_chart(found, metric, fidelity) for metric in _FIDELITY] if fidelity else [],
+        fidelity_headings=[metrics[metric] for metric in _FIDELITY] if fidelity else [],
         kept=[
             (codec, _rate_rows(found, codec, [m for m in fidelity if m not in found.noise_kept], _FIDELITY))
             for codec in found.noise_kept
+            if fidelity
         ],
         lossless=_lossless(found),
         speeds=_speeds(found, all_lossy),
-        per_raw=[_of_raw(found, image, [*codecs, *_KEY_BASELINES]) for image in found.images],
-        kodak=_kodak(kodak),
+        per_image=[_of_image(found, image, key) for image in found.images],
+        kodak=_kodak(found, kodak, key),
         problems=list(found.problems.items()),
         failures=list(found.failures.items()),
         methods=[(name, found.descriptions[name]) for name in found.means],
@@ -278,24 +300,33 @@ def write_rd_page(
     return page
 
 
-_FIDELITY = ("psnr.stabilized_to_noisy",)
+_HEADLINE = ("ms_ssim", "psnr")
+_FIDELITY = ("psnr.stabilized_to_noisy", "psnr.developed_to_noisy")
 
 
 def _summary(found: Comparison, config: Mapping[str, Any]) -> str:
-    crop = "whole" if config["crop"] == "whole" else f"their centre {config['crop']} x {config['crop']} photosites"
+    images = found.kind.counted(len(found.images))
+    crop = (
+        "whole" if config["crop"] == "whole" else f"their centre {config['crop']} x {config['crop']} {found.kind.site}s"
+    )
+    if found.kind is PICTURES:
+        return f"{images} for display, each its own truth, {crop}; {len(found.means)} methods."
     isos = sorted({found.facts(image).iso or 0 for image in found.images})
     light = (
         f"ISO {isos[0]:g}" + (f" to {isos[-1]:g}" if isos[-1] > isos[0] else "") if isos and isos[0] else "ISO unknown"
     )
-    return f"{len(found.images)} raws of known truth, {light}, {crop}; {len(found.means)} methods."
+    return f"{images} of known truth, {light}, {crop}; {len(found.means)} methods."
 
 
 def _headline(found: Comparison, metric: str, names: Sequence[str]) -> dict[str, str]:
     """A chart of mean curves, with what is compared between the first of ours and JPEG XL shaded."""
-    overlap = None
-    if found.ours[0] in found.means and NOISY_JPEG_XL in found.means:
-        overlap = found.rate_of_means(NOISY_JPEG_XL, found.ours[0], metric).overlap
-    return _chart(found, metric, names, overlap)
+    return _chart(found, metric, names, _shaded(found, metric))
+
+
+def _shaded(found: Comparison, metric: str) -> tuple[float, float] | None:
+    if found.ours[0] not in found.means or NOISY_JPEG_XL not in found.means:
+        return None
+    return found.rate_of_means(NOISY_JPEG_XL, found.ours[0], metric).overlap
 
 
 def _chart(
@@ -304,14 +335,19 @@ def _chart(
     """A chart of those mean curves that there are."""
     drawn = [found.means[name] for name in names if name in found.means]
     ours = {*found.ours, *found.noise_kept}
-    content = curves_png(drawn, metric, ours=ours, label=METRICS[metric], levels=found.levels(metric), overlap=overlap)
-    return {"source": data_uri("image/png", content), "label": METRICS[metric]}
+    label, levels = found.kind.metrics[metric], found.levels(metric)
+    content = curves_png(drawn, metric, ours=ours, label=label, levels=levels, overlap=overlap, rate=_rate(found))
+    return {"source": data_uri("image/png", content), "label": label}
+
+
+def _rate(found: Comparison) -> str:
+    return f"bits of the file per {found.kind.site}"
 
 
 def _rate_rows(
     found: Comparison, codec: str, anchors: Sequence[str], metrics: Sequence[str]
 ) -> list[tuple[str, list[tuple[str, str]]]]:
-    """By anchor, for each metric: the mean of the raws' BD-rates; that of the mean curves, and over what."""
+    """By anchor, for each metric: the mean of the images' BD-rates; that of the mean curves, and over what."""
     return [(anchor, [_rate_cell(found, anchor, codec, metric) for metric in metrics]) for anchor in anchors]
 
 
@@ -321,11 +357,16 @@ def _rate_cell(found: Comparison, anchor: str, codec: str, metric: str) -> tuple
     counted = sum(result.percent is not None for result in mean.per_image)
     text = _percent(mean.percent)
     if mean.percent is not None and counted < len(mean.per_image):
-        text += f" ({counted} of {len(mean.per_image)} raws)"
-    if whole.percent is None or whole.overlap is None:
+        text += f" ({counted} of {len(mean.per_image)} {found.kind.image}s)"
+    if whole.percent is None:
         return text, f"mean curves: {whole.reason}"
-    low, high = whole.overlap
-    return text, f"mean curves {_percent(whole.percent)}, {low:.1f} … {high:.1f} dB, {whole.share:.0%} of the shorter"
+    return text, f"mean curves {_percent(whole.percent)}, {_range(whole)}"
+
+
+def _range(rate: BdRate) -> str:
+    assert rate.overlap is not None, "it has a number"
+    low, high = rate.overlap
+    return f"{low:.1f} … {high:.1f} dB, {rate.share:.0%} of the shorter"
 
 
 def _percent(value: float | None) -> str:
@@ -361,17 +402,18 @@ def _camera(found: Comparison, image: str) -> str:
     return f"{facts.camera}{iso}"
 
 
-def _of_raw(found: Comparison, image: str, names: Sequence[str]) -> dict[str, str]:
+def _of_image(found: Comparison, image: str, names: Sequence[str]) -> dict[str, str]:
     curves = found.curves_of(image)
     drawn = [curves[name] for name in names if name in curves]
-    content = curves_png(
-        drawn, "ms_ssim", ours=found.ours, label="MS-SSIM, developed", levels=found.levels("ms_ssim", image)
-    )
+    label, levels = found.kind.metrics["ms_ssim"], found.levels("ms_ssim", image)
+    content = curves_png(drawn, "ms_ssim", ours=found.ours, label=label, levels=levels, rate=_rate(found))
     return {"source": data_uri("image/png", content), "label": image, "note": _camera(found, image)}
 
 
 def _lossless(found: Comparison) -> list[tuple[str, str, str, str]]:
     """Name, bits per photosite, photosites per second of both ways, in millions."""
+    if found.kind is PICTURES:
+        return []
     return [
         (name, f"{curve.points[0].bpp:.3f}", *_speed(found, name))
         for name, curve in found.means.items()
@@ -384,7 +426,7 @@ def _speeds(found: Comparison, names: Sequence[str]) -> list[tuple[str, str, str
 
 
 def _speed(found: Comparison, method: str) -> tuple[str, str]:
-    """Megaphotosites per second of encoding and decoding, over all raws and settings."""
+    """Megaphotosites per second of encoding and decoding, over all images and settings."""
     measured = [m for m in found.measurements if m.method == method]
     photosites = sum(m.photosites for m in measured) / 1e6
     times = (sum(m.encoding_time for m in measured), sum(m.decoding_time for m in measured))
@@ -392,12 +434,41 @@ def _speed(found: Comparison, method: str) -> tuple[str, str]:
     return encoding, decoding
 
 
-def _kodak(curves: Sequence[RateCurve]) -> dict[str, str] | None:
-    """CompressAI's of mean squared error, which were trained for what the chart shows, and VTM, or all where it has
-    none."""
-    chosen = [c for c in curves if c.name == "vtm" or (c.name.startswith("compressai") and "ms-ssim" not in c.name)]
-    drawn = chosen or list(curves)
-    if not drawn:
+def against_published(found: Comparison, published: Sequence[RateCurve], metric: str) -> dict[tuple[str, str], BdRate]:
+    """`bd_table` of our mean curves against those published ones that have the metric."""
+    codecs = [found.means[codec] for codec in found.ours if codec in found.means]
+    anchors = [curve for curve in published if metric in curve.metrics]
+    return bd_table([*anchors, *codecs], found.ours, metric)
+
+
+def _kodak(found: Comparison, published: Sequence[RateCurve], names: Sequence[str]) -> dict[str, Any] | None:
+    """Charts and a table of what was measured beside published curves."""
+    chosen = [curve for curve in published if curve.name in _PUBLISHED_SHOWN] or published
+    if not chosen:
         return None
-    content = curves_png(drawn, "psnr", ours=(), label="PSNR, 8-bit sRGB", rate="bits of the file per pixel")
-    return {"source": data_uri("image/png", content), "label": drawn[0].description}
+    lines = [dataclasses.replace(curve, name=_short(curve) + _PUBLISHED) for curve in chosen]
+    own = [found.means[name] for name in names if name in found.means]
+    charts = []
+    for metric in _HEADLINE:
+        drawn = [*own, *(line for line in lines if metric in line.metrics)]
+        label, dashed = found.kind.metrics[metric], [line.name for line in lines]
+        content = curves_png(drawn, metric, ours=found.ours, label=label, dashed=dashed, rate=_rate(found))
+        charts.append({"source": data_uri("image/png", content), "label": label})
+    rates = [against_published(found, chosen, metric) for metric in _HEADLINE]
+    tables = [
+        (codec, [(_short(c), [_published_cell(table.get((c.name, codec))) for table in rates]) for c in chosen])
+        for codec in found.ours
+        if codec in found.means
+    ]
+    return {"charts": charts, "tables": tables, "label": chosen[0].description}
+
+
+def _short(curve: RateCurve) -> str:
+    """Its name without whose it is and what it was trained for."""
+    return curve.name.removeprefix("compressai ").removesuffix(" [mse]")
+
+
+def _published_cell(rate: BdRate | None) -> tuple[str, str]:
+    if rate is None:
+        return "", "not published"
+    return _percent(rate.percent), rate.reason if rate.percent is None else _range(rate)

@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from library.rate_distortion import (
     BdRate,
     MeanBdRate,
@@ -23,9 +25,11 @@ from library.rate_distortion import (
     bd_rate,
     best_part,
     bytes_saved_at,
+    decibels,
     mean_bd_rate,
 )
 from workloads.rd_methods import DENOISED_JPEG_XL, NOISE_KEPT, NOISY_JPEG_XL
+from workloads.rd_scenes import RAWS, Kind
 
 UNCODED = "uncoded"
 """The method whose settings are pictures that no file was made of: what the noise alone costs, and the denoiser."""
@@ -38,11 +42,12 @@ LEVELS = (0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98)
 
 @dataclass(frozen=True)
 class Measurement:
-    """One raw by one method at one setting.
+    """One raw or picture by one method at one setting.
 
     key        names all that determines the numbers
     num_bytes  of the file; 0 of what is not coded
-    metrics    by the names of `METRICS`; infinite is legal
+    photosites or pixels, of a picture
+    metrics    by the names of its kind's; infinite is legal
     encoding_time, decoding_time  s
     """
 
@@ -158,9 +163,10 @@ class Comparison:
     """All that was measured, and what follows.
 
     descriptions  of all methods that were to be measured, by name, ours first
-    ours          names of the codecs' curves, those that keep the noise not among them
+    ours          names of the codecs' curves; over raws, those that keep the noise not among them
     unavailable   method -> why it cannot run here
-    errors        (raw, method) -> what went wrong first
+    errors        (image, method) -> what went wrong first
+    kind          of the images
     """
 
     measurements: Sequence[Measurement]
@@ -168,6 +174,7 @@ class Comparison:
     ours: Sequence[str]
     unavailable: Mapping[str, str]
     errors: Mapping[tuple[str, str], str]
+    kind: Kind = RAWS
 
     @cached_property
     def images(self) -> list[str]:
@@ -176,7 +183,7 @@ class Comparison:
 
     @cached_property
     def failures(self) -> dict[str, str]:
-        """Raw -> why nothing could be measured of it."""
+        """Image -> why nothing could be measured of it."""
         return {image: reason for (image, _), reason in self.errors.items() if image not in self.images}
 
     @cached_property
@@ -199,7 +206,7 @@ class Comparison:
         return found
 
     def curves_of(self, image: str) -> dict[str, RateCurve]:
-        """By method, of what was measured of this raw."""
+        """By method, of what was measured of this image."""
         found = {}
         for method, settings in self._settings.items():
             if points := tuple(points[image] for points in settings.values() if image in points):
@@ -208,7 +215,7 @@ class Comparison:
 
     @cached_property
     def means(self) -> dict[str, RateCurve]:
-        """By method, each setting's mean over all raws; a method of which one of them lacks a point has none."""
+        """By method, each setting's mean over all images; a method of which one of them lacks a point has none."""
         found = {}
         for method, settings in self._settings.items():
             if not settings or method in self.problems:
@@ -216,23 +223,23 @@ class Comparison:
             if any(points.keys() != set(self.images) for points in settings.values()):
                 continue
             text = self.descriptions[method]
-            # Setting by setting: a codec's rates need not rise with its settings, and then not alike for all raws.
+            # Setting by setting: a codec's rates need not rise with its settings, and then not alike for all images.
             means = [average([RateCurve(method, text, (p,)) for p in points.values()]) for points in settings.values()]
             found[method] = RateCurve(method, text, tuple(mean.points[0] for mean in means))
         return found
 
     def levels(self, metric: str, image: str | None = None) -> dict[str, float]:
-        """A metric of what is not coded, by name: of one raw, or the mean over all. Without those that are infinite, as
-        the noisy input is where it is compared with itself."""
+        """A metric of what is not coded, by name: of one image, or the mean over all. Without those that are infinite
+        in dB, as the noisy input is where it is compared with itself."""
         found: dict[str, list[float]] = {}
         for measurement in self.measurements:
             if measurement.method == UNCODED and image in (None, measurement.image):
                 found.setdefault(measurement.setting, []).append(measurement.metrics[metric])
         means = {name: math.fsum(values) / len(values) for name, values in found.items()}
-        return {name: mean for name, mean in means.items() if math.isfinite(mean)}
+        return {name: mean for name, mean in means.items() if np.isfinite(decibels(metric, mean))}
 
     def facts(self, image: str) -> Measurement:
-        """Any measurement of a raw: they agree in its camera, ISO and photosites."""
+        """Any measurement of an image: they agree in its camera, ISO and photosites."""
         return next(measurement for measurement in self.measurements if measurement.image == image)
 
     @property
@@ -258,7 +265,9 @@ class Comparison:
 
     @cached_property
     def targets(self) -> list[Target]:
-        """Of every codec and every method that is to be beaten and was measured."""
+        """Of every codec and every method that is to be beaten and was measured, over raws."""
+        if self.kind is not RAWS:
+            return []
         images = [image for image in self.images if (self.facts(image).iso or 0) >= HIGH_ISO]
         found = []
         for codec in self.ours:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from library.bundle import write_bundle
+from library.bundle import load_bundle, write_bundle
 from library.codec_bundle import load_codec, write_codec_bundle
 from library.codecs import rawcodec
 from library.errors import ConfigError, DataError, RawFileError
@@ -22,13 +22,15 @@ from library.files.exr import write_exr
 from library.files.raw import read_raw
 from library.files.sgr.container import SgrFile
 from library.inference.codec import CodecEngine
+from library.inference.engine import Engine
+from library.inference.sgr_files import encode_file
 from library.inference.subjects import subject_of_raw
 from library.models import nafnet
 from library.rate_distortion import from_compressai_json
 from workloads import simulate
 from workloads.rate_distortion import Config, Measurer, RateDistortion, _methods, _sheets, _tasks, run
-from workloads.rd_methods import METRICS, Scene, judge
 from workloads.rd_results import UNCODED, Comparison, Measurement, Results
+from workloads.rd_scenes import RAWS, RawScene
 from workloads.suite import find_pairs, scene_linear
 
 HEIGHT, WIDTH = 170, 182
@@ -86,8 +88,8 @@ def found(folder: Path, ray_cluster: str) -> RateDistortion:
     return run(config(folder))
 
 
-def scene_of(folder: Path, name: str, crop: int | None = None) -> Scene:
-    return Scene(folder / "suite/raws" / f"{name}.dng", folder / "suite/truth" / f"{name}.exr", crop)
+def scene_of(folder: Path, name: str, crop: int | None = None) -> RawScene:
+    return RawScene(folder / "suite/raws" / f"{name}.dng", folder / "suite/truth" / f"{name}.exr", crop)
 
 
 def numbers(measurements: Any) -> list[Measurement]:
@@ -137,17 +139,21 @@ def test_without_loss_the_noise_is_kept_infinitely_well_and_the_truth_as_far_as_
         )
         for method in ("JPEG XL lossless", "JPEG-LS lossless"):
             lossless = by_key[image, method]
-            assert lossless.metrics["psnr.linear_to_noisy"] == math.inf
-            assert lossless.metrics["psnr.stabilized_to_noisy"] == math.inf
+            for domain in ("linear", "stabilized", "developed"):
+                assert lossless.metrics[f"psnr.{domain}_to_noisy"] == math.inf
+            assert lossless.metrics["ms_ssim.developed_to_noisy"] == 1
             assert lossless.metrics == noisy.metrics
 
 
 def test_a_picture_that_is_the_truth_is_infinitely_good(folder: Path):
     scene = scene_of(folder, "a_0")
-    metrics = judge(scene, scene.truth)
+    metrics = scene.judge(scene.truth)
     assert {metrics[name] for name in ("psnr", "psnr.linear", "psnr.stabilized")} == {math.inf}
     assert metrics["ms_ssim"] == pytest.approx(1)
-    assert metrics["psnr.linear_to_noisy"] < 40
+    to_noisy = [metrics[f"psnr.{domain}_to_noisy"] for domain in ("linear", "stabilized", "developed")]
+    assert max(to_noisy) < 40
+    # Developed, the truth is as far from the noisy picture as that is from the truth: nothing saturates here.
+    assert metrics["psnr.developed_to_noisy"] == pytest.approx(scene.judge(scene.noisy)["psnr"])
 
 
 def test_more_bytes_come_with_a_higher_quality_setting_and_nearer_to_the_noise(found: RateDistortion):
@@ -164,7 +170,7 @@ def test_every_method_is_measured_at_every_setting_on_every_raw(folder: Path, fo
     counts: dict[tuple[str, str], int] = {}
     for m in found.comparison.measurements:
         counts[m.image, m.method] = counts.get((m.image, m.method), 0) + 1
-        assert m.metrics.keys() == METRICS.keys()
+        assert m.metrics.keys() == RAWS.metrics.keys()
     for method in _methods(config(folder), device="cpu"):
         assert [counts[image, method.name] for image in GOOD] == [len(method.settings)] * 2
     assert {method for _, method in counts} == {*found.comparison.descriptions, UNCODED}
@@ -179,6 +185,17 @@ def test_a_denoised_picture_goes_through_the_same_codec(folder: Path, found: Rat
     for method, level in (("JPEG XL", "noisy input"), ("denoise, then JPEG XL", "denoiser")):
         assert means[method].values("psnr")[-1] == pytest.approx(levels[level], abs=1.0)
     assert levels["noisy input"] != levels["denoiser"]
+
+
+def test_a_codec_behind_a_denoiser_makes_the_file_that_encode_makes_with_one(
+    folder: Path, found: RateDistortion, tmp_path: Path
+):
+    engine, denoiser = CodecEngine(load_codec(folder / "codec")), Engine(load_bundle(folder / "denoiser"))
+    curve = found.comparison.curves_of("a_0")[f"denoise, then {OURS}"]
+    raw, path = folder / "suite/raws/a_0.dng", tmp_path / "a.sgr"
+    bpp = [encode_file(raw, path, engine, quality=quality, denoiser=denoiser).bpp for quality in QUALITIES]
+    assert curve.bpp == bpp
+    assert bpp != found.comparison.curves_of("a_0")[OURS].bpp
 
 
 def test_a_centre_crop_keeps_the_phase_of_the_mosaic(folder: Path):
@@ -220,7 +237,11 @@ def test_another_bundle_or_setting_makes_new_work_of_what_it_concerns_only(folde
 
     before, other = keys(), keys(codecs={OURS: str(tmp_path / "other")})
     assert len(set(before.values())) == len(before)
-    assert {task[1] for task in before if other[task] != before[task]} == {OURS, f"{OURS}, noise kept"}
+    assert {task[1] for task in before if other[task] != before[task]} == {
+        OURS,
+        f"{OURS}, noise kept",
+        f"denoise, then {OURS}",
+    }
     more = keys(qualities=[*QUALITIES, 8])
     assert {task: key for task, key in more.items() if task in before} == before
     assert {task[2] for task in more.keys() - before.keys()} == {"q8"}
@@ -310,7 +331,7 @@ def measurement(
     ms_ssim: float = 0.9,
     iso: float = 6400,
 ) -> Measurement:
-    metrics = dict.fromkeys(METRICS, psnr) | {"ms_ssim": ms_ssim}
+    metrics = dict.fromkeys(RAWS.metrics, psnr) | {"ms_ssim": ms_ssim}
     key = f"{image} {method} {setting}"
     return Measurement(key, image, method, setting, num_bytes, 8000, metrics, 1.0, 0.5, "Test", iso)
 
@@ -400,7 +421,7 @@ def test_the_files_hold_the_curves(found: RateDistortion):
         assert len(list(csv.DictReader(file))) == len(rows)
     content = json.loads((found.output / "rate_distortion.json").read_text())
     assert {(rate["codec"], rate["anchor"]) for rate in content["bd_rates"]} == {
-        (OURS, anchor) for anchor in ("JPEG XL", "denoise, then JPEG XL", "JPEG XL planes")
+        (OURS, anchor) for anchor in ("JPEG XL", f"denoise, then {OURS}", "denoise, then JPEG XL", "JPEG XL planes")
     }
 
 
@@ -429,6 +450,6 @@ def test_the_pictures_side_by_side_take_about_the_same_bytes(found: RateDistorti
 
 def test_the_command_prints_a_line_for_every_comparison_and_the_page(found: RateDistortion):
     lines = str(found).splitlines()
-    assert sum("│ ours" in line for line in lines) == 3
+    assert sum("│ ours" in line for line in lines) == 4
     assert sum("ours against" in line for line in lines) == 2
     assert lines[-1] == str(found.page)

@@ -39,8 +39,9 @@ def test_every_part_of_a_chart_shows():
         curves_png(curves, "ms_ssim", ours=set(), label="MS-SSIM", levels={"noisy": 0.97}),
         curves_png(curves, "ms_ssim", ours=set(), label="MS-SSIM", overlap=(15.0, 17.0)),
         curves_png(curves, "ms_ssim", ours=set(), label="MS-SSIM", rate="bits per pixel"),
+        curves_png(curves, "ms_ssim", ours=set(), label="MS-SSIM", dashed={"a"}),
     ]
-    assert len({plain, *variants}) == 6
+    assert len({plain, *variants}) == 7
 
 
 def test_a_lossless_point_is_left_out_and_nothing_else_refused():
