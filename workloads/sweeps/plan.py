@@ -14,7 +14,7 @@ from library.files.places import place
 from workloads.launch import LaunchConfig
 from workloads.run import read_config
 from workloads.sweeps.search import Problem, Tried
-from workloads.sweeps.space import Overrides, samples_of_each_axis
+from workloads.sweeps.space import Overrides, grid_points, samples_of_each_axis
 from workloads.sweeps.trials import Ledger, Trial, values_of
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class Plan:
                 "trials of several workers would wait for each other without end: set concurrency to "
                 f"{room} or less, or add nodes"
             )
-        return min(wanted, len(self.waiting()))
+        return min(wanted, len(self.waiting()), self._num_chains)
 
     def room(self, nodes: Sequence[Mapping[str, float]]) -> int:
         """For how many trials the cluster has room: a worker is on one node, with all that it needs."""
@@ -164,6 +164,12 @@ class Plan:
         needs = {name: need for name, need in zip(_RESOURCES, self._per_worker, strict=True) if need}
         workers = sum(min(int(node.get(name, 0) // need) for name, need in needs.items()) for node in nodes)
         return workers // scaling.most_workers
+
+    @property
+    def _num_chains(self) -> int:
+        """Trials that wait for no other: the first rungs where there is a ladder, else all."""
+        points = grid_points(self.config.space, self.problem.base)
+        return self.num_trials * sum(point.after is None for point in points) // len(points)
 
     def reckoning(self, nodes: Sequence[Mapping[str, float]]) -> str:
         """What is about to be started, in numbers."""
