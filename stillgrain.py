@@ -243,19 +243,21 @@ def info(
 
 @app.command(epilog="Example: `stillgrain report runs/demo --evaluation runs/demo/evaluation`")
 def report(
-    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a training run, or its URI.")],
-    evaluation: Annotated[Path | None, typer.Option(help="Output folder of a workload: evaluate.")] = None,
-    archive: Annotated[
-        list[Path] | None, typer.Option(help="Output folder of a workload: infer; may be repeated.")
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Of a training run, a sweep or an evaluation.")],
+    evaluation: Annotated[
+        Path | None, typer.Option(help="For a run: output folder of a workload: evaluate, to be shown on its page.")
     ] = None,
-    steps: Annotated[Path | None, typer.Option(help="Lines of seconds, a tab and a command, to be shown.")] = None,
+    archive: Annotated[
+        list[Path] | None, typer.Option(help="For a run: output folder of a workload: infer; may be repeated.")
+    ] = None,
+    steps: Annotated[
+        Path | None, typer.Option(help="For a run: lines of seconds, a tab and a command, to be shown.")
+    ] = None,
 ) -> None:
-    """Write RUN/report.html anew: curves, pictures, tables, in one page that needs nothing else."""
-    from workloads.report import read_steps, write_run_report
+    """Write the folder's page anew: curves, pictures, tables, in one file that needs nothing else."""
+    from workloads.report import read_steps, write_report
 
-    page = write_run_report(
-        run_folder, evaluation=evaluation, archives=archive or (), steps=read_steps(steps) if steps else ()
-    )
+    page = write_report(folder, evaluation=evaluation, archives=archive or (), steps=read_steps(steps) if steps else ())
     typer.echo(page)
 
 

@@ -219,6 +219,26 @@ def compare_camera_rgb(output: Tensor, truth: Tensor, mask: Tensor, xyz_to_camer
     }
 
 
+def brightness_aligned(output: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+    """The output at the brightness of the truth: each image times one factor, which brings its mean over all valid
+    pixels and channels to that of the truth. What is left is not a question of exposure.
+
+    output, truth  (N, 3, H, W), same linear domain
+    mask           (N, 1, H, W), 1 where a pixel counts, 0 where not
+    returns        (N, 3, H, W); an image whose mean, or whose truth's, is not above 0 stays as it is
+    """
+    means = [masked_mean_per_image(picture.float(), mask) for picture in (truth, output)]
+    wanted, own = (mean[:, None, None, None] for mean in means)
+    return torch.where((wanted > 0) & (own > 0), output * (wanted / own), output)
+
+
+def compare_aligned(output: Tensor, truth: Tensor, mask: Tensor, xyz_to_camera: Tensor) -> dict[str, float]:
+    """The numbers of `compare_camera_rgb` after `brightness_aligned`: `psnr.aligned`, `ms_ssim.aligned` and
+    `psnr.linear.aligned`. The brightness is that of camera RGB."""
+    aligned = compare_camera_rgb(brightness_aligned(output, truth, mask), truth, mask, xyz_to_camera)
+    return {f"{name}.aligned": value for name, value in aligned.items()}
+
+
 def _box_of_valid(mask: Tensor) -> tuple[slice, slice]:
     """Rows and columns of the smallest rectangle that holds all valid pixels of (H, W), and that MS-SSIM can take."""
 

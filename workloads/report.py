@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import math
@@ -14,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
 from upath import UPath
 
 from library.errors import DataError
@@ -22,18 +20,18 @@ from library.files.places import place
 from library.inference.ledger import Entry, Ledger
 from library.rate_distortion import decibels
 from library.training.recorder import read_metrics
-from workloads.charts import AXIS, add_legend, add_line, add_rate_curve, data_uri, new_axes, svg
-from workloads.evaluate import METHODS, METRICS, Evaluation, format_metric
+from workloads.charts import AXIS, add_legend, add_line, add_rate_curve, new_axes, png_picture, svg
+from workloads.evaluations.methods import DOMAINS, MASK, METRICS
+from workloads.evaluations.page import HEADLINE, note_of, pictures_of, rows_of, verdict, write_evaluation_page
+from workloads.evaluations.results import Evaluation, SuiteResult, format_metric, is_evaluation
+from workloads.runs.folder import is_run
+from workloads.sweeps.page import write_sweep_page
+from workloads.sweeps.results import Results, is_sweep
 from workloads.templates import write_page
 
-_DOMAINS = (
-    "PSNR and MS-SSIM, developed: sRGB primaries and curve, clipped to [0, 1], peak 1. PSNR, linear: linear Rec.2020, "
-    "unclipped, peak 1, the sensor's white. Pixels whose truth saturates do not count."
-)
 _BPP = "bpp: estimated bits per photosite of the mosaic; of a codec for linear pictures, per pixel."
 _COLORS = ("#1c6570", "#b5651d", "#6a3d8a", "#2f7d32")
 _LINESTYLES = ("-", "--", ":")
-_LARGEST_PICTURE = 256
 _LARGEST_TABLE = 200
 
 
@@ -54,6 +52,32 @@ def read_steps(path: str | Path) -> list[Step]:
         return [Step(float(seconds), command) for seconds, command in lines]
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: holds no steps ({error}); a line reads seconds, tab, command") from None
+
+
+def write_report(
+    folder: str | Path | UPath,
+    *,
+    evaluation: str | Path | None = None,
+    archives: Sequence[str | Path] = (),
+    steps: Sequence[Step] = (),
+) -> UPath:
+    """Write the page of a folder anew, whichever workload left it, and return its path.
+
+    folder  output of `workload: evaluate` or `sweep`; or a training run, as `write_run_report`, which the rest is for
+    raises  DataError for what is none of these or cannot be read, and for a page that the rest has no place on
+    """
+    path = place(folder)
+    if is_run(path):
+        return write_run_report(folder, evaluation=evaluation, archives=archives, steps=steps)
+    if evaluation or archives or steps:
+        raise DataError(f"{folder} is no training run: evaluation, archives and steps belong on the page of one")
+    if is_sweep(path):
+        results = Results(path)
+        results.write()
+        return write_sweep_page(results)
+    if isinstance(path, Path) and is_evaluation(path):
+        return write_evaluation_page(Evaluation.read(path))
+    raise DataError(f"{folder}: holds no training run, sweep or evaluation; name the folder of one")
 
 
 def write_run_report(
@@ -92,7 +116,7 @@ def write_run_report(
         steps=[(step.command, _duration(step.seconds)) for step in steps],
         config=config.read_text(encoding="utf-8") if config.exists() else None,
         bpp=_BPP,
-        domains=_DOMAINS,
+        domains=f"{DOMAINS} {MASK}",
     )
 
 
@@ -232,14 +256,21 @@ def _validation_scenes(images: UPath) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
+            "pairs": _pairs([role for role in roles if (images / f"{name}_{role}.png").exists()]),
             "pictures": [
-                _picture(images / f"{name}_{role}.png", role, label)
+                png_picture(images / f"{name}_{role}.png", role, label)
                 for role, label in roles.items()
                 if (images / f"{name}_{role}.png").exists()
             ],
         }
         for name in names
     ]
+
+
+def _pairs(roles: Sequence[str]) -> list[tuple[int, int]]:
+    """Of pictures of these roles, which are to lie under a slider: noisy and the network's, and that and the truth."""
+    wanted = [("noisy", "denoised"), ("noisy", "decoded"), ("denoised", "truth"), ("decoded", "truth")]
+    return [(roles.index(left), roles.index(right)) for left, right in wanted if {left, right} <= {*roles}]
 
 
 # --- curves -----------------------------------------------------------------------------------------------------------
@@ -321,63 +352,30 @@ def _rate_distortion(manifest: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _evaluation(folder: Path) -> dict[str, Any]:
     found = Evaluation.read(folder)
-    means = found.means
-    best = {name: max(metrics[name] for metrics in means.values()) for name in METRICS} if means else {}
-    rows = [
-        {
-            "label": f"{METHODS[method]}: {found.bundle['name']}" if method == "denoised" else METHODS[method],
-            "ours": method == "denoised",
-            "cells": [(format_metric(name, metrics[name]), metrics[name] == best[name]) for name in METRICS],
-        }
-        for method, metrics in means.items()
-    ]
-    crop = found.config["crop"]
+    return {"suites": [_evaluated(found, suite) for suite in found.suites.values()]}
+
+
+def _evaluated(evaluation: Evaluation, suite: SuiteResult) -> dict[str, Any]:
+    crop = evaluation.config["crop"]
+    area = "whole" if crop == "whole" else f"their centre {crop} x {crop} pixels"
     return {
-        "headings": list(METRICS.values()),
-        "rows": rows,
-        "verdict": _verdict(means),
-        "caption": f"Means over {len(found.images)} raws, their centre {crop} x {crop} pixels. Best in bold.",
-        "failures": list(found.failures.items()),
-        "scenes": [_evaluated_scene(folder, name, image) for name, image in found.images.items()],
+        "name": suite.name,
+        "verdict": verdict(evaluation, suite),
+        "headings": [METRICS[name] for name in HEADLINE],
+        "rows": rows_of(evaluation, suite, HEADLINE),
+        "caption": f"Means over {len(suite.images)} images, {area}, with 95 % intervals over scenes. Best in bold.",
+        "failures": list(suite.failures.items()),
+        "scenes": [_evaluated_scene(evaluation, suite, number) for number in range(len(suite.picked))],
     }
 
 
-def _verdict(means: Mapping[str, Mapping[str, float]]) -> str:
-    if not means:
-        return "No raw could be compared."
-    gain = means["denoised"]["psnr"] - means["noisy"]["psnr"]
-    text = (
-        f"The bundle {'gains' if gain >= 0 else 'loses'} {abs(gain):.2f} dB of developed PSNR over the noisy demosaic."
-    )
-    classical = [method for method in means if method not in ("noisy", "denoised")]
-    if not classical:
-        return text
-    best = max(classical, key=lambda method: means[method]["psnr"])
-    margin = means["denoised"]["psnr"] - means[best]["psnr"]
-    return (
-        f"{text} The best classical denoiser here is {METHODS[best]}; the bundle is {abs(margin):.2f} dB "
-        f"{'above' if margin >= 0 else 'below'} it. The classical ones have their parameters chosen against the truth, "
-        "for each picture and metric anew: their numbers are upper bounds, which nobody reaches in practice."
-    )
-
-
-def _evaluated_scene(folder: Path, name: str, image: Mapping[str, Any]) -> dict[str, Any]:
-    best = image["best_baseline"]
-    labels = {"noisy": "Noisy", "classical": METHODS.get(best, ""), "denoised": "This bundle", "truth": "Truth"}
-    shown = {"noisy": "noisy", "classical": best, "denoised": "denoised", "truth": None}
-    pictures = []
-    for role, path in sorted(image["crops"].items(), key=lambda item: list(labels).index(item[0])):
-        metrics = image["metrics"].get(shown[role])
-        values = {n: format_metric(n, metrics[n]) for n in METRICS} if metrics else {}
-        note = (
-            f"{values['psnr']}\N{NO-BREAK SPACE}dB · {values['ms_ssim']} · {values['psnr.linear']}\N{NO-BREAK SPACE}dB"
-            if values
-            else ""
-        )
-        pictures.append(_picture(folder / path, role, labels[role][:1].upper() + labels[role][1:], note))
-    iso = f", ISO {image['iso']:g}" if image["iso"] else ""
-    size = f"{image['megapixels']:.2f} megapixels denoised in {image['seconds_denoising']:.1f} s"
-    return {"name": name, "note": f"{image['camera']}{iso}; {size}", "pictures": pictures}
+def _evaluated_scene(evaluation: Evaluation, suite: SuiteResult, number: int) -> dict[str, Any]:
+    picked = suite.picked[number]
+    pictures, pairs = pictures_of(evaluation, suite, number)
+    speed = suite.of(suite.ours[0], picked.image)
+    size = f"{speed.megapixels:.2f} megapixels denoised in {speed.seconds:.1f} s"
+    note = "; ".join([picked.why, *([known] if (known := note_of(suite, picked.image)) else []), size])
+    return {"name": picked.image, "note": note, "pictures": pictures, "pairs": pairs}
 
 
 # --- archives ---------------------------------------------------------------------------------------------------------
@@ -414,17 +412,6 @@ def _archive(folder: Path) -> dict[str, Any]:
 
 
 # --- pieces -----------------------------------------------------------------------------------------------------------
-
-
-def _picture(path: Path | UPath, role: str, label: str, note: str = "") -> dict[str, str]:
-    """A PNG, cut to its centre when it is larger than what shows at full size."""
-    with path.open("rb") as file, Image.open(file) as image:
-        width, height = image.size
-        side_x, side_y = min(width, _LARGEST_PICTURE), min(height, _LARGEST_PICTURE)
-        left, top = (width - side_x) // 2, (height - side_y) // 2
-        content = io.BytesIO()
-        image.crop((left, top, left + side_x, top + side_y)).save(content, format="PNG", optimize=True)
-    return {"source": data_uri("image/png", content.getvalue()), "role": role, "label": label, "note": note}
 
 
 def _duration(seconds: float) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +31,8 @@ BASELINES: tuple[Baseline, ...] = ("gaussian", "bilateral", "wavelet", "nlm")
 
 Parameters = dict[str, float]
 """Empty: the noisy picture as it is."""
+Compare = Callable[[Tensor, Tensor, Tensor, Tensor], Mapping[str, float]]
+"""Output, truth, mask and xyz_to_camera to metrics by name."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Best:
     """By metric. `sigma` in pixels; `strength` in standard deviations of the noise, which only the truth tells."""
     picture: Tensor
     """(1, 3, H, W) camera RGB at the best developed `psnr`."""
+    seconds: float
+    """One filtering of the demosaiced picture, mean over the parameters that were tried."""
 
 
 def check_available(methods: Sequence[Baseline]) -> None:
@@ -60,35 +65,61 @@ def check_available(methods: Sequence[Baseline]) -> None:
 
 
 def best_classical(
-    noisy: Tensor, truth: Tensor, mask: Tensor, xyz_to_camera: Tensor, *, methods: Sequence[Baseline] = BASELINES
+    noisy: Tensor,
+    truth: Tensor,
+    mask: Tensor,
+    xyz_to_camera: Tensor,
+    *,
+    methods: Sequence[Baseline] = BASELINES,
+    compare: Compare = compare_camera_rgb,
 ) -> dict[Baseline, Best]:
     """Each method over its grid of parameters and, as one more candidate, doing nothing.
 
     noisy, truth   (1, 3, H, W) camera RGB at absolute scale, not equal, sides of more than 160 px
     mask           (1, 1, H, W), 1 where a pixel counts, as some must
     xyz_to_camera  (1, 3, 3)
+    compare        what a candidate is judged by: metrics by name, more is better, `psnr` among them
     raises         ConfigError for a method that `check_available` refuses
     """
     check_available(methods)
-    stabilized = root_encode(noisy.float())
-    error = (stabilized - root_encode(truth.float()))[mask.expand_as(noisy) > 0]
-    noise = float(error.square().mean().sqrt())
-    planes = stabilized[0].numpy()
-    untouched = compare_camera_rgb(noisy, truth, mask, xyz_to_camera)
+    stabilized = _Stabilized(noisy, truth, mask)
+    untouched = compare(noisy, truth, mask, xyz_to_camera)
 
     def best(method: Baseline) -> Best:
-        metrics, picture = dict(untouched), noisy
+        metrics, picture, seconds = dict(untouched), noisy, 0.0
         parameters: dict[str, Parameters] = {metric: {} for metric in metrics}
         for candidate in _GRIDS[method]:
-            filtered = np.ascontiguousarray(_FILTERS[method](planes, noise, **candidate), dtype=np.float32)
-            output = root_decode(torch.from_numpy(filtered))[None]
-            for metric, value in compare_camera_rgb(output, truth, mask, xyz_to_camera).items():
+            start = time.perf_counter()
+            output = stabilized.filtered(method, candidate)
+            seconds += time.perf_counter() - start
+            for metric, value in compare(output, truth, mask, xyz_to_camera).items():
                 if value > metrics[metric]:
                     metrics[metric], parameters[metric] = value, candidate
                     picture = output if metric == "psnr" else picture
-        return Best(metrics, parameters, picture)
+        return Best(metrics, parameters, picture, seconds / len(_GRIDS[method]))
 
     return {method: best(method) for method in methods}
+
+
+def classical_picture(method: Baseline, parameters: Parameters, noisy: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+    """What one method makes of a picture with parameters that `best_classical` found: (1, 3, H, W) camera RGB.
+    Otherwise as there."""
+    return _Stabilized(noisy, truth, mask).filtered(method, parameters) if parameters else noisy
+
+
+class _Stabilized:
+    """A noisy picture in the domain of the filters, and the noise's standard deviation there."""
+
+    def __init__(self, noisy: Tensor, truth: Tensor, mask: Tensor) -> None:
+        stabilized = root_encode(noisy.float())
+        error = (stabilized - root_encode(truth.float()))[mask.expand_as(noisy) > 0]
+        self.noise = float(error.square().mean().sqrt())
+        self.planes = stabilized[0].numpy()
+
+    def filtered(self, method: Baseline, parameters: Parameters) -> Tensor:
+        """(1, 3, H, W) camera RGB."""
+        filtered = np.ascontiguousarray(_FILTERS[method](self.planes, self.noise, **parameters), dtype=np.float32)
+        return root_decode(torch.from_numpy(filtered))[None]
 
 
 # --- filters: (3, H, W) stabilised planes and the noise's standard deviation -> the same planes, less noisy ----------

@@ -12,6 +12,8 @@ from library.errors import ConfigError, DataError
 from library.metrics import (
     DIRECTIONS,
     MS_SSIM_SMALLEST_SIDE,
+    brightness_aligned,
+    compare_aligned,
     compare_camera_rgb,
     direction,
     l1,
@@ -375,3 +377,36 @@ def test_an_image_that_cannot_be_compared_anywhere_is_refused():
     mask[1] = 0
     with pytest.raises(DataError, match="image 1 of 2 has no valid pixel"):
         compare_camera_rgb(output, target, mask, torch.stack([SONY, SONY]))
+
+
+def test_aligned_numbers_do_not_depend_on_the_brightness_of_the_output():
+    output, target = scene(176, 176)
+    matrices, mask = torch.stack([SONY, SONY]), with_hole(target)
+    factors = torch.tensor([0.25, 3.0])[:, None, None, None]
+    found = compare_aligned(output, target, mask, matrices)
+    assert compare_aligned(output * factors, target, mask, matrices) == pytest.approx(found, rel=1e-5)
+    plain = compare_camera_rgb(output * factors, target, mask, matrices)
+    assert all(found[f"{name}.aligned"] > plain[name] for name in ("psnr", "psnr.linear"))
+
+
+def test_what_has_the_brightness_of_the_truth_is_not_changed_by_aligning_it():
+    _, target = scene(176, 176)
+    matrices, mask = torch.stack([SONY, SONY]), all_valid(target)
+    shuffled = target.flip(-1)
+    plain = compare_camera_rgb(shuffled, target, mask, matrices)
+    aligned = compare_aligned(shuffled, target, mask, matrices)
+    assert {name.removesuffix(".aligned"): value for name, value in aligned.items()} == pytest.approx(plain, rel=1e-4)
+
+
+def test_an_output_without_light_cannot_be_aligned_and_stays():
+    _, target = scene(176, 176)
+    for dark in (torch.zeros_like(target), -target):
+        assert torch.equal(brightness_aligned(dark, target, all_valid(target)), dark)
+
+
+def test_pixels_that_do_not_count_do_not_brighten():
+    output, target = scene(176, 176)
+    mask = with_hole(target)
+    spoilt = torch.where(mask > 0, output, 1e6)
+    aligned = [brightness_aligned(picture, target, mask) * mask for picture in (output, spoilt)]
+    assert torch.equal(*aligned)

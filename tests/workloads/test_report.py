@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -23,47 +22,11 @@ from library.files.picture import write_png
 from library.inference.ledger import Entry, Ledger, Status
 from library.models import nafnet
 from library.training.recorder import Recorder
-from workloads.evaluate import Evaluation
-from workloads.report import Step, read_steps, write_run_report
+from tests.evaluations import write_evaluation
+from tests.pages import Page
+from workloads.report import Step, read_steps, write_report, write_run_report
 
 QUALITIES = (8, 24, 40, 56)
-VOID = {"meta", "img", "br", "input", "link", "hr"}
-
-
-class Page(HTMLParser):
-    """Refuses tags that are not closed in order; keeps texts and attributes."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.bold: list[str] = []
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("style", "script") and data.strip():
-            self.texts.append(" ".join(data.split()))
-            if self.open[-1] == "b" and "td" in self.open:
-                self.bold.append(data)
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.texts)
-
-    @property
-    def images(self) -> list[dict[str, str | None]]:
-        return [attributes for tag, attributes in self.tags if tag == "img"]
 
 
 def svg_texts(page: Page) -> dict[str, list[str]]:
@@ -147,24 +110,8 @@ def codec_folder(tmp_path: Path, codec_bundle: CodecBundle) -> Path:
 
 @pytest.fixture
 def evaluation(tmp_path: Path) -> Path:
-    """Two raws of which the bundle wins one metric and non-local means the others."""
-    folder = tmp_path / "evaluation"
-    metrics = {
-        "noisy": {"psnr": 20.0, "ms_ssim": 0.7, "psnr.linear": 30.0},
-        "nlm": {"psnr": 26.0, "ms_ssim": 0.91, "psnr.linear": 35.5},
-        "denoised": {"psnr": 27.25, "ms_ssim": 0.9, "psnr.linear": 35.0},
-    }
-    images: dict[str, dict[str, Any]] = {}
-    for number, name in enumerate(("street_0", "more/<lamp>_0")):
-        crops = {role: f"crops/{number}/{role}.png" for role in ("noisy", "denoised", "truth", "classical")}
-        for path in crops.values():
-            write_png(folder / path, picture(number))
-        images[name] = {"metrics": metrics, "parameters": {}, "best_baseline": "nlm", "crops": crops}
-        images[name] |= {"camera": "Maker Model", "iso": 3200.0, "megapixels": 1.5, "seconds_denoising": 2.25}
-    config = {"output": str(folder), "baselines": ["nlm"], "crop": 256}
-    failures = {"broken_0": "is truncated"}
-    Evaluation(config, {"name": "q", "digest": "0"}, images, failures, {}).write()
-    return folder
+    """Two raws of which the first bundle wins one metric and non-local means another."""
+    return write_evaluation(tmp_path / "evaluation").output
 
 
 def entry(name: str, status: Status, error: str | None = None) -> Entry:
@@ -304,16 +251,24 @@ def test_every_picture_decodes(run_folder: Path, evaluation: Path):
             assert np.asarray(Image.open(io.BytesIO(decoded))).shape == (40, 40, 3)
         else:
             assert xml.etree.ElementTree.fromstring(decoded).tag.endswith("svg")
-    assert kinds == {"image/png": 2 * 3 + 2 * 4, "image/svg+xml": 3}
+    assert kinds == {"image/png": 2 * 3 + 2 * 5, "image/svg+xml": 3}
 
 
 def test_the_evaluation_is_a_table_with_the_best_in_bold(run_folder: Path, evaluation: Path):
     page = Page(write_run_report(run_folder, evaluation=evaluation))
     assert page.bold == ["0.9100", "35.50", "27.25"]
-    assert "gains 7.25 dB of developed PSNR over the noisy demosaic" in page.text
-    assert "non-local means; the bundle is 1.25 dB above it" in page.text
-    for expected in ("street_0", "Maker Model, ISO 3200; 1.50 megapixels denoised in 2.2 s", "broken_0 (is truncated)"):
+    assert "first is 7.25 dB [7.00, 7.50] above the input in developed PSNR." in page.text
+    assert "first is 1.25 dB [1.25, 1.25] above non-local means, the best classical denoiser here." in page.text
+    note = "best; Maker Model, ISO 3200; 1.50 megapixels denoised in 2.2 s"
+    for expected in ("street_0", note, "broken_0 (is truncated)"):
         assert expected in page.text
+
+
+def test_a_report_of_an_evaluation_is_the_evaluations_own_page(run_folder: Path, evaluation: Path):
+    assert write_report(evaluation) == evaluation / "evaluation.html"
+    assert write_report(run_folder) == run_folder / "report.html"
+    with pytest.raises(DataError, match="belong on the page of one"):
+        write_report(evaluation, archives=[run_folder])
 
 
 def test_what_a_name_holds_is_text_and_no_markup(run_folder: Path, evaluation: Path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import yaml
 from matplotlib.axes import Axes
@@ -14,12 +13,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from upath import UPath
 
 from library.sealed import library_versions
-from workloads.charts import AXIS, INK, new_axes, svg
+from workloads.charts import AXIS, INK, SERIES, new_axes, themed_svg
 from workloads.sweeps.results import Results, TrialResult, shown
 from workloads.templates import write_page
 
-_ACCENT, _OTHER, _BAD = "#1c6570", "#aab4ba", "#b5651d"
-_COLORS = "viridis"
+_ACCENT, _OTHER, _STOPPED = SERIES[0], AXIS, SERIES[1]
 _MOST_CURVES = 60
 
 
@@ -115,7 +113,7 @@ def _front(results: Results, x: str, y: str) -> dict[str, str]:
     axes.plot(*zip(*line, strict=True), color=_ACCENT, linewidth=1.2, zorder=0)
     axes.margins(0.1)
     note = f"{y} against {x}, the weights each trial published; the numbers are trials, the line is the Pareto front."
-    return {"source": svg(axes), "label": f"Pareto front of {y} against {x}", "note": note}
+    return {"chart": themed_svg(axes, f"Pareto front of {y} against {x}"), "note": note}
 
 
 def _curves(results: Results, metric: str) -> dict[str, str]:
@@ -127,7 +125,7 @@ def _curves(results: Results, metric: str) -> dict[str, str]:
         axes.plot(
             [step for step, _ in points],
             [value for _, value in points],
-            color=_ACCENT if is_best else _BAD if trial.status == "stopped" else _OTHER,
+            color=_ACCENT if is_best else _STOPPED if trial.status == "stopped" else _OTHER,
             linewidth=2 if is_best else 1,
             marker="o" if len(points) < 8 else None,
             markersize=3,
@@ -140,7 +138,7 @@ def _curves(results: Results, metric: str) -> dict[str, str]:
         if spare > 0:
             axes.set_ylim(max(values.min(), low - spare), min(values.max(), high + spare) + 0.03 * spare)
     note = f"{metric} of every trial; the best one, {best}, is drawn thick, those stopped early in orange."
-    return {"source": svg(axes), "label": f"Learning curves of {metric}", "note": note}
+    return {"chart": themed_svg(axes, f"Learning curves of {metric}"), "note": note}
 
 
 def _slice(results: Results, key: str, metric: str) -> dict[str, str]:
@@ -151,11 +149,11 @@ def _slice(results: Results, key: str, metric: str) -> dict[str, str]:
     places, labels = _places(values, is_log=_is_log(results, key))
     axes.plot(places, [trial.metrics[metric] for trial in told], "o", color=_ACCENT, markersize=5, alpha=0.8)
     _label(axes, labels, is_log=_is_log(results, key))
-    return {"source": svg(axes), "label": f"{metric} against {key}", "note": f"{metric} against {key}"}
+    return {"chart": themed_svg(axes, f"{metric} against {key}"), "note": f"{metric} against {key}"}
 
 
 def _parallel(results: Results) -> dict[str, str]:
-    """Every trial as a line through its values; coloured by the first metric."""
+    """Every trial as a line through its values; the better by the first metric, the stronger."""
     first = next(iter(results.metrics))
     names = [*results.keys, *results.metrics]
     figure = Figure(figsize=(max(6.0, 1.9 * len(names)), 3.8), layout="constrained")
@@ -185,13 +183,12 @@ def _parallel(results: Results) -> dict[str, str]:
     ranks = {trial.index: rank / max(1, len(told) - 1) for rank, trial in enumerate(told)}
     if results.metrics[first] == "min":
         ranks = {index: 1 - rank for index, rank in ranks.items()}
-    colors = matplotlib.colormaps[_COLORS]
     for trial in told:
         points = [(x, heights[name].get(trial.index)) for x, name in enumerate(names)]
         line = [(x, y) for x, y in points if y is not None]
         rank = ranks[trial.index]
         axes.plot(
-            *zip(*line, strict=True), color=colors(0.92 * rank), linewidth=1 + 1.4 * rank, alpha=0.85, zorder=2 + rank
+            *zip(*line, strict=True), color=_ACCENT, linewidth=1 + 1.6 * rank, alpha=0.2 + 0.75 * rank, zorder=2 + rank
         )
     axes.set_xticks(range(len(names)), names, fontsize=9, color=INK)
     axes.set_yticks([])
@@ -199,9 +196,8 @@ def _parallel(results: Results) -> dict[str, str]:
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     return {
-        "source": svg(axes),
-        "label": "Parallel coordinates of all trials",
-        "note": f"A line a trial, through what it was given and what came of it; the brighter, the better its {first}.",
+        "chart": themed_svg(axes, "Parallel coordinates of all trials"),
+        "note": f"A line a trial, through what it was given and what came of it; the stronger, the better its {first}.",
     }
 
 
@@ -211,14 +207,14 @@ def _importance(results: Results, metric: str) -> dict[str, str] | None:
         return None
     axes = new_axes("")
     keys = list(reversed(found))
-    axes.barh(keys, [found[key] for key in keys], color=_ACCENT, height=0.55)
+    axes.barh(keys, [found[key] for key in keys], color=_ACCENT, height=0.5)
     axes.set_xlabel(f"share of what makes {metric} good", color=INK)
     axes.grid(visible=False)
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(0, 1)
     few = "; so few trials make it a hint" if len(results.measured) < 30 else ""
     note = f"Which key separates the best quarter of {len(results.measured)} trials from the others (PED-ANOVA){few}."
-    return {"source": svg(axes), "label": f"Importance of each key for {metric}", "note": note}
+    return {"chart": themed_svg(axes, f"Importance of each key for {metric}"), "note": note}
 
 
 def _named(results: Results, metric: str) -> str:
@@ -250,7 +246,8 @@ def _label(axes: Axes, labels: dict[float, str], *, is_log: bool) -> None:
         axes.margins(x=0.2)
     elif is_log:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 50 * low else (1.0,)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.tick_params(which="minor", length=0)

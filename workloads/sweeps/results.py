@@ -97,12 +97,12 @@ class Results:
 
     def importance(self, metric: str) -> dict[str, float]:
         """Share of what separates the best quarter of the trials from the others that each key has (PED-ANOVA, Watanabe
-        et al. 2023), the largest first. Empty where trials are too few or never differ."""
+        et al. 2023), the largest first. Empty where trials are too few, or differ in one key only."""
         position = list(self.metrics).index(metric)
         whole = {key for key, axis in self.space.items() if not axis.when}
         told = [t for t in self.measured if whole <= t.overrides.keys()]
         varying = [key for key in whole if len({str(t.overrides[key]) for t in told}) > 1]
-        if len(told) < _FEWEST_FOR_IMPORTANCE or not varying:
+        if len(told) < _FEWEST_FOR_IMPORTANCE or len(varying) < 2:
             return {}
         values = {t.index: [t.metrics[name] for name in self.metrics] for t in told}
         study = study_of(

@@ -11,7 +11,14 @@ import torch
 
 from library.errors import ConfigError
 from library.inference import classical
-from library.inference.classical import BASELINES, Baseline, Best, best_classical, check_available
+from library.inference.classical import (
+    BASELINES,
+    Baseline,
+    Best,
+    best_classical,
+    check_available,
+    classical_picture,
+)
 from library.metrics import compare_camera_rgb
 from library.ops.noise import add_poisson_gaussian
 
@@ -63,6 +70,25 @@ def test_the_picture_is_the_one_of_the_best_developed_psnr(found: dict[Baseline,
     measured = compare_camera_rgb(best.picture, smooth_scene(), torch.ones(1, 1, SIDE, SIDE), MATRIX)
     assert measured["psnr"] == best.metrics["psnr"]
     assert all(measured[name] <= best.metrics[name] for name in measured)
+
+
+def test_the_parameters_that_were_found_give_the_picture_again(found: dict[Baseline, Best], noisy: torch.Tensor):
+    mask = torch.ones(1, 1, SIDE, SIDE)
+    for method, best in found.items():
+        again = classical_picture(method, best.parameters["psnr"], noisy, smooth_scene(), mask)
+        assert torch.equal(again, best.picture)
+    assert classical_picture("nlm", {}, noisy, smooth_scene(), mask) is noisy
+
+
+def test_whoever_judges_otherwise_gets_the_best_by_that(noisy: torch.Tensor):
+    def judge(*pictures: torch.Tensor) -> dict[str, float]:
+        return {"psnr": -float((pictures[0] - noisy).abs().mean())}
+
+    best = best_classical(
+        noisy, smooth_scene(), torch.ones(1, 1, SIDE, SIDE), MATRIX, methods=["gaussian"], compare=judge
+    )["gaussian"]
+    assert best.metrics == {"psnr": 0.0}
+    assert best.picture is noisy
 
 
 bm3d_is_installed = importlib.util.find_spec("bm3d") is not None

@@ -1,0 +1,2 @@
+"""What an evaluation is made of: its suites, what it compares, results, statistics, page. Actors are known to
+`workloads/evaluate.py` alone."""
