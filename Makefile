@@ -38,8 +38,10 @@ demo-sweep: $(INSTALLED)
 	$(STILLGRAIN) run workloads/configs/sweep_lambda.yaml
 	$(STILLGRAIN) promote runs/loss_weights --best val/ms_ssim
 
+# JOBS=1 runs one test after another; ARGS=tests/library tests less.
+JOBS ?= 2
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
