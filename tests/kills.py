@@ -70,8 +70,12 @@ class Nodes:
 
     def workers(self) -> list[Any]:
         """The training workers that are alive: pid and node_id."""
+        return self.actors("TrainWorker")
+
+    def actors(self, name: str) -> list[Any]:
+        """Those that are alive and have this in their class's name: pid and node_id."""
         alive = [("state", "=", "ALIVE")]
-        return [a for a in list_actors(address=self.address, filters=alive) if "TrainWorker" in a.class_name]
+        return [a for a in list_actors(address=self.address, filters=alive) if name in a.class_name]
 
     def close(self) -> None:
         self.cluster.shutdown()

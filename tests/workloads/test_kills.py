@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from upath import UPath
 
 from library.config import validate
@@ -14,6 +16,7 @@ from library.training.recorder import read_metrics
 from tests.kills import Driver, Nodes, cluster_of, differences, kill_at_random, run_config
 from workloads import denoise
 from workloads.run import run
+from workloads.sweeps.trials import Ledger
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +65,39 @@ def test_whatever_is_killed_the_run_ends_with_the_same_bits(
         killed = kill_at_random(driver, nodes, random.Random(seed), num_kills=4)
         assert len(killed) == 4, f"only {killed} were killed before the run ended"
         assert differences(driver.finish(), undisturbed[workers]) == [], f"after {killed}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_sweep_that_loses_a_node_ends_with_the_same_trials(
+    nodes: Nodes, undisturbed: dict[int, UPath], scenes: Path, tmp_path: Path
+) -> None:
+    """A trial on each node; the one whose node is gone goes on where there is room, the other is not disturbed."""
+    base = run_config(scenes, tmp_path, workers=1)
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    sweep = {
+        "workload": "sweep",
+        "name": "sweep",
+        "storage": str(tmp_path),
+        "base": str(tmp_path / "base.yaml"),
+        "space": {"losses.l1.weight": {"grid": [1.0, 0.9]}},
+        "searcher": {"kind": "grid"},
+        "metrics": {"val/psnr": "max"},
+    }
+    trials = UPath(tmp_path / "sweep" / "trials")
+    with Driver(sweep, nodes.address) as driver:
+        while min(_last_step(trials / name) for name in ("000", "001")) < 20:
+            assert driver.is_running, driver.log.read_text()[-3000:]
+            time.sleep(0.05)
+        nodes.kill(nodes.actors("ImplicitFunc")[0].node_id)
+        try:
+            driver.finish()
+        finally:
+            nodes.add()
+    assert [trial.status for trial in Ledger(trials.parent).trials] == ["done", "done"]
+    # Its bundle bears another name, which is on the card too.
+    assert set(differences(trials / "000", undisturbed[1])) <= {"the bundle's sha256"}
+
+
+def _last_step(folder: UPath) -> int:
+    return max((line["step"] for line in read_metrics(folder)), default=0)
