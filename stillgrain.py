@@ -278,6 +278,33 @@ def promote(
     typer.echo(str(copy_winner(sweep, output, best=best, trial=trial)))
 
 
+@app.command(epilog="Example: `stillgrain export runs/demo/bundle --to dtmodel -o demo.dtmodel --raw photo.cr2`")
+def export(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Of a denoiser: folder, zip or URI.")],
+    to: Annotated[Literal["onnx", "dtmodel", "openvino"], typer.Option(help="dtmodel: a package for darktable.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="OUT", help="NAME.onnx, NAME.dtmodel, or a folder for openvino.")
+    ],
+    tile: Annotated[
+        int | None, typer.Option(help="Input pixels a side; left out, any size, and 512 for darktable.")
+    ] = None,
+    linear: Annotated[
+        str | None, typer.Option(metavar="BUNDLE", help="For darktable: an RGB denoiser, for what is no Bayer raw.")
+    ] = None,
+    card: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="For darktable: license, author, source, paper, ...")
+    ] = None,
+    raw: Annotated[
+        Path | None, typer.Option(metavar="RAW", help="For darktable: compare its way with ours on this raw.")
+    ] = None,
+) -> None:
+    """Write a bundle for ONNX Runtime, darktable or OpenVINO. It must reproduce the golden tiles, or is not written."""
+    from library.export.export import export_bundle
+
+    fields = dict(word.partition("=")[::2] for word in card or [])
+    typer.echo(str(export_bundle(bundle, output, to=to, tile=tile, linear=linear, card=fields, raw=raw)))
+
+
 @app.command("verify-tiling", epilog="Example: `stillgrain verify-tiling --bundle runs/demo/bundle`")
 def verify_tiling(bundle: BundlePath, precision: PrecisionOption = "fp32", device: DeviceOption = "cpu") -> None:
     """Prove on this machine that tiles give what the whole image gives: bit for bit in fp32, within a bound in bf16."""

@@ -20,6 +20,7 @@ FLOORS = [
     {"datasets"},
     {"training", "bundle", "codec_bundle", "sealed"},
     {"inference"},
+    {"export"},
 ]
 
 
