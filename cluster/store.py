@@ -1,0 +1,583 @@
+"""The queue's memory: one SQLite file, in which every change of a job is one transaction.
+
+Any number of processes on this machine may read and submit. Only the dispatcher that holds the lease changes what has
+to do with Ray: each of its transactions begins by making sure that the lease is still its own. A network file system
+does not keep SQLite's locks: the file belongs on a local disk.
+
+    waiting ──> queued ──> submitting ──> running ──> succeeded
+       │          │  ^          │            │  ├───> failed      it ended by itself, or cannot run
+       │          │  └──────────┴── again ───┤  ├───> stopped     somebody wanted it to
+       └──────────┴──> stopped, failed       │  └───> lost        it was taken from us, as often as it may be tried
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster.errors import QueueError
+
+State = Literal["waiting", "queued", "submitting", "running", "succeeded", "failed", "stopped", "lost"]
+ACTIVE: tuple[State, ...] = ("submitting", "running")
+UNFINISHED: tuple[State, ...] = ("waiting", "queued", *ACTIVE)
+_FORMAT = "1"
+_BUSY_S = 30.0
+
+_SCHEMA = f"""
+CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE jobs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL, user TEXT NOT NULL, priority INTEGER NOT NULL,
+    state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '',
+    entrypoint TEXT NOT NULL, package TEXT, metadata TEXT NOT NULL, resources TEXT NOT NULL,
+    retries INTEGER NOT NULL, failures INTEGER NOT NULL DEFAULT 0, not_before REAL NOT NULL DEFAULT 0,
+    stop_wanted INTEGER NOT NULL DEFAULT 0, failed_with INTEGER,
+    submitted_at REAL NOT NULL, started_at REAL, ended_at REAL
+);
+-- Two jobs of one name would write into one run's folder.
+CREATE UNIQUE INDEX one_of_a_name ON jobs (name) WHERE state IN {UNFINISHED};
+CREATE INDEX in_order ON jobs (state, priority DESC, user, id);
+CREATE TABLE needs (job INTEGER NOT NULL, needed INTEGER NOT NULL, PRIMARY KEY (job, needed)) WITHOUT ROWID;
+CREATE INDEX needed_by ON needs (needed);
+CREATE TABLE attempts (
+    submission_id TEXT PRIMARY KEY, job INTEGER NOT NULL, number INTEGER NOT NULL,
+    known INTEGER NOT NULL DEFAULT 0, swept INTEGER NOT NULL DEFAULT 0, sent_at REAL NOT NULL, gone_since REAL,
+    ended_at REAL, exit_code INTEGER, outcome TEXT NOT NULL DEFAULT ''
+) WITHOUT ROWID;
+CREATE INDEX attempts_of ON attempts (job, number);
+CREATE TABLE users (name TEXT PRIMARY KEY, most_running INTEGER, served INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE events (id INTEGER PRIMARY KEY, at REAL NOT NULL, job INTEGER NOT NULL, what TEXT NOT NULL);
+CREATE INDEX events_of ON events (job, id);
+CREATE TABLE lease (
+    one INTEGER PRIMARY KEY CHECK (one = 1), holder TEXT NOT NULL, epoch INTEGER NOT NULL, expires REAL NOT NULL
+);
+INSERT INTO lease VALUES (1, '', 0, 0);
+"""
+
+
+class LeaseLost(Exception):
+    """Another dispatcher has taken over."""
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """What somebody wants to have run."""
+
+    name: str
+    entrypoint: str
+    user: str = ""
+    priority: int = 0
+    """Higher goes first."""
+    after: tuple[int, ...] = ()
+    """Jobs that must have succeeded before."""
+    retries: int = 3
+    """How many more attempts there are when one does not end well; a user's error is never tried again."""
+    resources: Mapping[str, float] = field(default_factory=dict)
+    """What its config declares: {"CPU": 4, "GPU": 1}."""
+    package: str | None = None
+    """Zip of the working directory, on this machine."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Shown by Ray to whoever asks."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One submission to Ray. Its id says which, so that submitting it twice is found out by Ray."""
+
+    submission_id: str
+    job: int
+    number: int
+    known: bool
+    """Whether Ray has ever said that it has it."""
+    swept: bool
+    """Whether the dispatcher itself had it stopped: it did not start, or turned up after its job had ended."""
+    sent_at: float
+    """When it was last about to be submitted."""
+    gone_since: float | None
+    """Since when there is no sign of it where there should be one."""
+    ended_at: float | None
+    exit_code: int | None
+    outcome: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job as the queue knows it."""
+
+    id: int
+    name: str
+    user: str
+    priority: int
+    state: State
+    reason: str
+    """Why it is in this state, where that is not plain."""
+    entrypoint: str
+    package: str | None
+    metadata: dict[str, str]
+    resources: dict[str, float]
+    retries: int
+    failures: int
+    not_before: float
+    stop_wanted: bool
+    failed_with: int | None
+    """The job whose end made it fail."""
+    submitted_at: float
+    started_at: float | None
+    ended_at: float | None
+
+    def __str__(self) -> str:
+        return f"job {self.id} ({self.name})"
+
+
+class Store:
+    """The queue in one folder: queue.sqlite, and packages/ for what the jobs' working directories hold."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Opens the queue, or makes an empty one that only its owner can read.
+
+        raises  QueueError for a folder that cannot be used, or a queue of another version
+        """
+        self.folder = Path(folder).expanduser().absolute()
+        file = self.folder / "queue.sqlite"
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
+            self._db = sqlite3.connect(file, isolation_level=None, timeout=_BUSY_S)
+            self._db.row_factory = sqlite3.Row
+            # A job that was accepted is on the disk, whatever happens to the machine.
+            self._db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")
+            with self._changing():
+                if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'settings'").fetchone():
+                    for statement in _SCHEMA.split(";\n"):
+                        self._db.execute(statement)
+                    self._set("format", _FORMAT)
+                    self._set("queue", secrets.token_hex(4))
+        except (OSError, sqlite3.Error) as error:
+            raise QueueError(f"{file}: cannot be used as a queue ({error}); give another folder") from None
+        if self.setting("format") != _FORMAT:
+            raise QueueError(f"{file}: is of format {self.setting('format')}, and this version reads {_FORMAT}")
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def setting(self, key: str, otherwise: str = "") -> str:
+        row = self._db.execute("SELECT value FROM settings WHERE key = ?", (key,)).fetchone()
+        return row["value"] if row else otherwise
+
+    @property
+    def paused(self) -> bool:
+        return self.setting("paused") == "yes"
+
+    def job(self, job: int) -> Job:
+        row = self._db.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
+        if row is None:
+            raise QueueError(f"there is no job {job}: see stillgrain queue status --all")
+        return _job(row)
+
+    def find(self, which: str | int) -> Job:
+        """A job by its number, or the newest of a name.
+
+        raises  QueueError
+        """
+        if str(which).isdigit():
+            return self.job(int(which))
+        row = self._db.execute("SELECT * FROM jobs WHERE name = ? ORDER BY id DESC LIMIT 1", (which,)).fetchone()
+        if row is None:
+            raise QueueError(f"there is no job named '{which}': see stillgrain queue status --all")
+        return _job(row)
+
+    def jobs(self, states: Sequence[State] = UNFINISHED) -> list[Job]:
+        """Those in these states, in the order in which they were submitted."""
+        marks = ",".join("?" * len(states))
+        return [_job(r) for r in self._db.execute(f"SELECT * FROM jobs WHERE state IN ({marks}) ORDER BY id", states)]
+
+    def ended_jobs(self, most: int | None) -> list[Job]:
+        """Those that have ended, the last one first."""
+        rows = self._db.execute(
+            f"SELECT * FROM jobs WHERE state NOT IN {UNFINISHED} ORDER BY ended_at DESC, id DESC LIMIT ?",
+            (-1 if most is None else most,),
+        )
+        return [_job(row) for row in rows]
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        return {r["state"]: r["n"] for r in self._db.execute("SELECT state, COUNT(*) n FROM jobs GROUP BY state")}
+
+    def attempts(self, job: int) -> list[Attempt]:
+        """In their order."""
+        return [_attempt(r) for r in self._db.execute("SELECT * FROM attempts WHERE job = ? ORDER BY number", (job,))]
+
+    def events(self, job: int) -> list[tuple[float, str]]:
+        """When and what has happened to a job."""
+        return [
+            (r["at"], r["what"]) for r in self._db.execute("SELECT * FROM events WHERE job = ? ORDER BY id", (job,))
+        ]
+
+    def needed_by(self, job: int) -> list[int]:
+        """The jobs that this one comes after."""
+        return [r["needed"] for r in self._db.execute("SELECT needed FROM needs WHERE job = ?", (job,))]
+
+    def limits(self) -> dict[str, int]:
+        """How many jobs a user may have running, for those who are limited; '*' is for everybody else."""
+        rows = self._db.execute("SELECT name, most_running FROM users WHERE most_running IS NOT NULL")
+        return {row["name"]: row["most_running"] for row in rows}
+
+    def served(self) -> dict[str, int]:
+        """Whose turn was when: the higher, the later a job of that user was started."""
+        return {row["name"]: row["served"] for row in self._db.execute("SELECT name, served FROM users")}
+
+    def heads(self, now: float) -> list[Job]:
+        """The first job that may start, of each user at each priority."""
+        rows = self._db.execute(
+            "SELECT * FROM jobs WHERE id IN (SELECT MIN(id) FROM jobs WHERE state = 'queued' AND not_before <= ?"
+            " GROUP BY priority, user)",
+            (now,),
+        )
+        return [_job(row) for row in rows]
+
+    def submission_ids(self, states: Sequence[State]) -> set[str]:
+        """Of the current attempts of all jobs in these states."""
+        marks = ",".join("?" * len(states))
+        rows = self._db.execute(
+            f"SELECT submission_id FROM attempts JOIN jobs ON jobs.id = job WHERE state IN ({marks})"
+            " AND number = (SELECT MAX(number) FROM attempts other WHERE other.job = jobs.id)",
+            states,
+        )
+        return {row["submission_id"] for row in rows}
+
+    # --- what any client does -----------------------------------------------------------------------------------------
+
+    def add(self, jobs: Iterable[NewJob], now: float) -> list[int]:
+        """Take in jobs, all or none; returns their numbers.
+
+        raises  QueueError for a name that an unfinished job has, or a job to come after that will never succeed
+        """
+        numbers = []
+        with self._changing():
+            for new in jobs:
+                for needed in new.after:
+                    before = self.job(needed)
+                    if before.state in ("failed", "stopped", "lost"):
+                        raise QueueError(
+                            f"after: {before} is {before.state}, so {new.name} would never start: "
+                            f"stillgrain queue retry {before.id}"
+                        )
+                self._check_name_is_free(new.name)
+                ready = all(self.job(needed).state == "succeeded" for needed in new.after)
+                cursor = self._db.execute(
+                    "INSERT INTO jobs (name, user, priority, state, entrypoint, package, metadata, resources, retries,"
+                    " submitted_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        new.name,
+                        new.user,
+                        new.priority,
+                        "queued" if ready else "waiting",
+                        new.entrypoint,
+                        new.package,
+                        json.dumps(dict(new.metadata)),
+                        json.dumps(dict(new.resources)),
+                        new.retries,
+                        now,
+                    ),
+                )
+                number = cursor.lastrowid
+                assert number is not None
+                self._db.executemany(
+                    "INSERT INTO needs VALUES (?, ?)", [(number, needed) for needed in dict.fromkeys(new.after)]
+                )
+                self._tell(now, number, "submitted")
+                numbers.append(number)
+        return numbers
+
+    def stop(self, job: int, now: float) -> Job:
+        """End a job: at once when it has not been started, else as soon as the dispatcher has told Ray.
+
+        raises  QueueError when it has ended already
+        """
+        with self._changing():
+            there = self.job(job)
+            if there.state in ("waiting", "queued"):
+                self._end(there, "stopped", "stopped before it was started", now)
+            elif there.state in ACTIVE:
+                self._db.execute("UPDATE jobs SET stop_wanted = 1, reason = 'is being stopped' WHERE id = ?", (job,))
+                self._tell(now, job, "stop wanted")
+            else:
+                raise QueueError(f"{there} has ended already: it {_ended_as(there.state)}")
+            return self.job(job)
+
+    def retry(self, job: int, now: float) -> Job:
+        """Put a job that did not succeed back into the queue, and with it those that failed because of it.
+
+        raises  QueueError for one that succeeded or has not ended, or whose name another job has
+        """
+        with self._changing():
+            there = self.job(job)
+            if there.state in UNFINISHED:
+                raise QueueError(f"{there} has not ended: it is {there.state}")
+            if there.state == "succeeded":
+                raise QueueError(f"{there} has succeeded: to run it again, submit it again")
+            for needed in map(self.job, self.needed_by(job)):
+                if needed.state in ("failed", "stopped", "lost"):
+                    raise QueueError(f"{there} comes after {needed}, which is {needed.state}: retry that one")
+            self._check_name_is_free(there.name)
+            self._revive(there, now)
+            return self.job(job)
+
+    def set_priority(self, job: int, priority: int, now: float) -> Job:
+        """raises  QueueError for one that has ended"""
+        with self._changing():
+            there = self.job(job)
+            if there.state not in UNFINISHED:
+                raise QueueError(f"{there} has ended already: it {_ended_as(there.state)}")
+            self._db.execute("UPDATE jobs SET priority = ? WHERE id = ?", (priority, job))
+            self._tell(now, job, f"priority {priority}")
+            return self.job(job)
+
+    def set_paused(self, paused: bool) -> None:
+        """Start no job, or go on. What runs is left running."""
+        with self._changing():
+            self._set("paused", "yes" if paused else "no")
+
+    def set_limit(self, user: str, most_running: int | None) -> None:
+        """How many jobs of a user may run at once; '*' for everybody who has no limit of their own. None lifts it."""
+        with self._changing():
+            self._db.execute(
+                "INSERT INTO users (name, most_running) VALUES (?1, ?2)"
+                " ON CONFLICT (name) DO UPDATE SET most_running = ?2",
+                (user, most_running),
+            )
+
+    def note(self, key: str, value: str) -> None:
+        """Keep a fact for everybody who reads the queue."""
+        with self._changing():
+            self._set(key, value)
+
+    # --- what the dispatcher does -------------------------------------------------------------------------------------
+
+    def take_lease(self, holder: str, now: float, lasts_s: float) -> int | None:
+        """Become the dispatcher, unless there is one; returns the number to show in every change."""
+        with self._changing():
+            lease = self._db.execute("SELECT * FROM lease").fetchone()
+            if lease["expires"] > now:
+                return None
+            self._db.execute("UPDATE lease SET holder = ?, epoch = epoch + 1, expires = ?", (holder, now + lasts_s))
+            return int(lease["epoch"]) + 1
+
+    def release_lease(self, epoch: int) -> None:
+        """Let the next dispatcher start at once."""
+        with self._changing():
+            self._db.execute("UPDATE lease SET expires = 0 WHERE epoch = ?", (epoch,))
+
+    def break_lease(self, holder: str) -> None:
+        """Let the next dispatcher start at once, because this one is known to be no more."""
+        with self._changing():
+            self._db.execute("UPDATE lease SET expires = 0 WHERE holder = ?", (holder,))
+
+    def lease(self) -> tuple[str, float]:
+        """Who the dispatcher is or was, and until when."""
+        row = self._db.execute("SELECT * FROM lease").fetchone()
+        return row["holder"], row["expires"]
+
+    @contextlib.contextmanager
+    def as_dispatcher(self, epoch: int, until: float) -> Iterator[Store]:
+        """One transaction of the dispatcher, which also prolongs its lease.
+
+        raises  LeaseLost before anything is changed
+        """
+        with self._changing():
+            # An expired lease that nobody has taken is still ours.
+            if not self._db.execute("UPDATE lease SET expires = ? WHERE epoch = ?", (until, epoch)).rowcount:
+                raise LeaseLost
+            yield self
+
+    def begin_attempt(self, job: int, now: float) -> Attempt | None:
+        """Write down that a job is about to be submitted, before it is. None when it is no longer to be.
+
+        An attempt of which Ray never knew is taken up again under its id: should that submission still be under way,
+        Ray will refuse the second of the two.
+        """
+        there = self.job(job)
+        if there.state != "queued" or self.paused:
+            return None
+        last = next(reversed(self.attempts(job)), None)
+        if last is not None and not last.known:
+            self._db.execute(
+                "UPDATE attempts SET sent_at = ?, gone_since = NULL, ended_at = NULL, outcome = ''"
+                " WHERE submission_id = ?",
+                (now, last.submission_id),
+            )
+        else:
+            number = last.number + 1 if last else 1
+            self._db.execute(
+                "INSERT INTO attempts (submission_id, job, number, sent_at) VALUES (?, ?, ?, ?)",
+                (f"stillgrain-{self.setting('queue')}-{job}-{number}", job, number, now),
+            )
+        self._db.execute("UPDATE jobs SET state = 'submitting', reason = '', started_at = ? WHERE id = ?", (now, job))
+        self._db.execute(
+            "INSERT INTO users (name, served) SELECT ?1, COALESCE(MAX(served), 0) + 1 FROM users WHERE true"
+            " ON CONFLICT (name) DO UPDATE SET served = (SELECT MAX(served) + 1 FROM users)",
+            (there.user,),
+        )
+        self._tell(now, job, "submitting")
+        return self.attempts(job)[-1]
+
+    def about_to_send(self, attempt: Attempt, now: float) -> None:
+        self._db.execute("UPDATE attempts SET sent_at = ? WHERE submission_id = ?", (now, attempt.submission_id))
+
+    def sweep(self, submission_id: str, why: str) -> None:
+        """It is being stopped by the dispatcher itself.
+
+        why  nothing when it only turned up late
+        """
+        self._db.execute(
+            "UPDATE attempts SET swept = 1, outcome = IIF(?1 = '', outcome, ?1) WHERE submission_id = ?2",
+            (why, submission_id),
+        )
+
+    def attempt_is_known(self, attempt: Attempt, now: float) -> None:
+        """Ray has it."""
+        self._db.execute("UPDATE attempts SET known = 1 WHERE submission_id = ?", (attempt.submission_id,))
+        changed = self._db.execute(
+            "UPDATE jobs SET state = 'running', reason = IIF(stop_wanted, reason, '')"
+            " WHERE id = ? AND state = 'submitting'",
+            (attempt.job,),
+        )
+        if changed.rowcount:
+            self._tell(now, attempt.job, f"running as {attempt.submission_id}")
+
+    def attempt_is_gone(self, attempt: Attempt, since: float | None) -> None:
+        """There is no sign of it, since then; or there is one again."""
+        self._db.execute("UPDATE attempts SET gone_since = ? WHERE submission_id = ?", (since, attempt.submission_id))
+
+    def explain(self, job: int, reason: str) -> None:
+        self._db.execute("UPDATE jobs SET reason = ? WHERE id = ?", (reason, job))
+
+    def end_attempt(self, attempt: Attempt, outcome: str, now: float, exit_code: int | None = None) -> None:
+        self._db.execute(
+            "UPDATE attempts SET ended_at = ?, outcome = ?, exit_code = ? WHERE submission_id = ?",
+            (now, outcome, exit_code, attempt.submission_id),
+        )
+
+    def end(self, job: int, state: State, reason: str, now: float) -> None:
+        """A job's end, and what follows from it for those that come after it."""
+        self._end(self.job(job), state, reason, now)
+
+    def again(self, job: int, reason: str, now: float, *, not_before: float, failures: int) -> None:
+        """Back into the queue.
+
+        failures  how many of its attempts have not ended well
+        """
+        self._db.execute(
+            "UPDATE jobs SET state = 'queued', reason = ?, not_before = ?, failures = ? WHERE id = ?",
+            (reason, not_before, failures, job),
+        )
+        self._tell(now, job, f"to be tried again: {reason}")
+
+    # --- inside a transaction -----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def _set(self, key: str, value: str) -> None:
+        self._db.execute(
+            "INSERT INTO settings VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2", (key, value)
+        )
+
+    def _tell(self, now: float, job: int, what: str) -> None:
+        self._db.execute("INSERT INTO events (at, job, what) VALUES (?, ?, ?)", (now, job, what))
+
+    def _check_name_is_free(self, name: str) -> None:
+        row = self._db.execute(f"SELECT * FROM jobs WHERE name = ? AND state IN {UNFINISHED}", (name,)).fetchone()
+        if row is not None:
+            raise QueueError(
+                f"name: {_job(row)} is {row['state']}, and two of one name would write into one folder: give another "
+                f"name, or stillgrain queue stop {row['id']}"
+            )
+
+    def _end(self, job: Job, state: State, reason: str, now: float) -> None:
+        pending: list[tuple[Job, State, str, int | None]] = [(job, state, reason, None)]
+        while pending:
+            there, state, reason, failed_with = pending.pop()
+            if self.job(there.id).state not in UNFINISHED:
+                continue  # it comes after two jobs that have failed
+            self._db.execute(
+                "UPDATE jobs SET state = ?, reason = ?, failed_with = ?, ended_at = ?, stop_wanted = 0 WHERE id = ?",
+                (state, reason, failed_with, now, there.id),
+            )
+            self._tell(now, there.id, f"{state}: {reason}" if reason else state)
+            rows = self._db.execute(
+                "SELECT jobs.* FROM jobs JOIN needs ON needs.job = jobs.id WHERE needed = ? AND state = 'waiting'",
+                (there.id,),
+            )
+            for after in map(_job, rows.fetchall()):
+                if state != "succeeded":
+                    why = f"comes after job {there.id} ({there.name}), which {_ended_as(state)}"
+                    pending.append((after, "failed", f"{why}: {reason}" if reason else why, there.id))
+                elif all(self.job(needed).state == "succeeded" for needed in self.needed_by(after.id)):
+                    self._db.execute("UPDATE jobs SET state = 'queued' WHERE id = ?", (after.id,))
+
+    def _revive(self, job: Job, now: float) -> None:
+        pending = [job]
+        while pending:
+            there = pending.pop()
+            needed = [self.job(n) for n in self.needed_by(there.id)]
+            # Another job that it comes after may have failed since; that one's retry will bring it back.
+            other = next((n for n in needed if n.state in ("failed", "stopped", "lost")), None)
+            taken = self._db.execute(
+                f"SELECT 1 FROM jobs WHERE name = ? AND state IN {UNFINISHED}", (there.name,)
+            ).fetchone()
+            if other is not None or taken:
+                self._db.execute(
+                    "UPDATE jobs SET failed_with = COALESCE(?, failed_with) WHERE id = ?",
+                    (other.id if other else None, there.id),
+                )
+                continue
+            self._db.execute(
+                "UPDATE jobs SET state = ?, reason = '', failures = 0, not_before = 0, failed_with = NULL,"
+                " ended_at = NULL WHERE id = ?",
+                ("queued" if all(n.state == "succeeded" for n in needed) else "waiting", there.id),
+            )
+            self._tell(now, there.id, "retried")
+            rows = self._db.execute("SELECT * FROM jobs WHERE failed_with = ? AND state = 'failed'", (there.id,))
+            pending += map(_job, rows.fetchall())
+
+
+def _ended_as(state: State) -> str:
+    return {"stopped": "was stopped", "lost": "was lost"}.get(state, str(state))
+
+
+def _job(row: sqlite3.Row) -> Job:
+    values: dict[str, Any] = dict(row)
+    values["metadata"] = json.loads(row["metadata"])
+    values["resources"] = json.loads(row["resources"])
+    values["stop_wanted"] = bool(row["stop_wanted"])
+    return Job(**values)
+
+
+def _attempt(row: sqlite3.Row) -> Attempt:
+    values: dict[str, Any] = dict(row)
+    values["known"] = bool(row["known"])
+    values["swept"] = bool(row["swept"])
+    return Attempt(**values)

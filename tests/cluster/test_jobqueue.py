@@ -1,0 +1,385 @@
+"""The queue's order, its limits, and what it makes of Ray's answers, one at a time."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster import jobqueue
+from cluster.dispatcher import Dispatcher, Policy
+from cluster.errors import QueueError, RayUnreachable
+from cluster.ray_jobs import Refused
+from cluster.store import LeaseLost, NewJob, Store
+from tests.cluster.simulated_ray import Clock, Killed, SimulatedRay
+
+POLICY = Policy(capacity={"GPU": 4}, backoff_s=30, lost_after_s=60, lease_s=200)
+
+
+class Scene:
+    """A queue, a dispatcher at work and a Ray, on one clock."""
+
+    def __init__(self, folder: Path, slots: int = 1) -> None:
+        self.clock = Clock()
+        self.ray = SimulatedRay(slots=slots)
+        self.store = Store(folder)
+        self.start()
+
+    def start(self) -> None:
+        self.dispatcher = Dispatcher(self.store, self.ray, POLICY, clock=self.clock)
+        assert self.dispatcher.start()
+
+    def add(self, name: str, **settings: object) -> int:
+        return self.store.add([NewJob(name, "true", **settings)], self.clock())[0]  # type: ignore[arg-type]
+
+    def tick(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.dispatcher.tick()
+            self.ray.progress()
+            self.clock.now += 1
+
+    def run_all(self) -> list[str]:
+        """Names in the order in which they were started, every job ending well at once."""
+        for _ in range(500):
+            self.tick()
+            for submission_id in self.ray.running:
+                self.ray.finish(submission_id, 0)
+            if not self.store.jobs():
+                break
+        return [self.store.job(int(s.split("-")[2])).name for s in self.ray.started]
+
+    def state(self, job: int) -> str:
+        return self.store.job(job).state
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    made = Scene(tmp_path / "queue")
+    yield made
+    made.store.close()
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_highest_priority_goes_first_and_within_one_the_oldest(scene: Scene) -> None:
+    for name, priority in [("a", 0), ("b", 5), ("c", 0), ("d", 9), ("e", 5)]:
+        scene.add(name, priority=priority)
+    assert scene.run_all() == ["d", "b", "e", "a", "c"]
+
+
+def test_users_of_one_priority_take_turns_however_much_one_has_submitted(scene: Scene) -> None:
+    for i in range(4):
+        scene.add(f"ada{i}", user="ada")
+    for i in range(2):
+        scene.add(f"bob{i}", user="bob")
+    assert scene.run_all() == ["ada0", "bob0", "ada1", "bob1", "ada2", "ada3"]
+
+
+def test_a_priority_changed_on_the_way_counts(scene: Scene) -> None:
+    scene.add("a")
+    late = scene.add("b")
+    scene.store.set_priority(late, 1, scene.clock())
+    assert scene.run_all() == ["b", "a"]
+
+
+def test_a_job_waits_for_those_it_comes_after(scene: Scene) -> None:
+    scene.ray.slots = 4
+    first = scene.add("first")
+    second = scene.add("second", after=(first,), priority=9)
+    scene.add("third", after=(first, second), priority=9)
+    assert scene.run_all() == ["first", "second", "third"]
+
+
+def test_a_big_job_is_not_overtaken_for_ever_by_small_ones(scene: Scene) -> None:
+    scene.ray.slots = 4
+    small = scene.add("small", resources={"GPU": 2})
+    scene.tick()
+    big = scene.add("big", resources={"GPU": 4})
+    scene.add("small2", resources={"GPU": 1})
+    scene.tick()
+    assert scene.store.job(big).reason == "needs 4 GPU, and there are 4, of which running jobs have 2"
+    assert len(scene.ray.running) == 1
+    scene.ray.finish(scene.ray.running[0], 0)
+    scene.tick()
+    assert (scene.state(small), scene.state(big)) == ("succeeded", "running")
+
+
+def test_what_will_never_have_room_fails_with_the_arithmetic_and_holds_up_nobody(scene: Scene) -> None:
+    job = scene.add("huge", resources={"GPU": 5})
+    assert (scene.add("next"), scene.run_all()) == (2, ["next"])
+    assert scene.store.job(job).reason == "will never have room: needs 5 GPU, and there are 4"
+
+
+def test_a_users_limit_holds_that_user_up_and_nobody_else(scene: Scene) -> None:
+    scene.ray.slots = 4
+    scene.store.set_limit("ada", 1)
+    for i in range(3):
+        scene.add(f"ada{i}", user="ada", priority=9)
+    scene.add("bob", user="bob")
+    scene.tick()
+    assert [job.name for job in scene.store.jobs(("running",))] == ["ada0", "bob"]
+
+
+def test_pausing_starts_nothing_and_stops_nothing(scene: Scene) -> None:
+    scene.ray.slots = 2
+    scene.add("a")
+    scene.tick()
+    scene.store.set_paused(True)
+    later = scene.add("b")
+    scene.tick(3)
+    assert (len(scene.ray.running), scene.state(later)) == (1, "queued")
+    scene.store.set_paused(False)
+    scene.tick()
+    assert len(scene.ray.running) == 2
+
+
+# --- how jobs end -----------------------------------------------------------------------------------------------------
+
+
+def test_a_users_error_is_not_tried_again_and_fails_what_comes_after_with_the_reason(scene: Scene) -> None:
+    job = scene.add("train", retries=5)
+    after = scene.add("infer", after=(job,))
+    last = scene.add("report", after=(after,))
+    scene.tick()
+    scene.ray.finish(scene.ray.running[0], 2)
+    scene.tick()
+    assert scene.store.job(job).reason.startswith("a user's error: words of")
+    assert scene.store.job(after).reason.startswith("comes after job 1 (train), which failed: a user's error")
+    assert (scene.state(last), len(scene.ray.started)) == ("failed", 1)
+
+
+def test_a_retry_brings_back_what_failed_because_of_it(scene: Scene) -> None:
+    job = scene.add("train")
+    after = scene.add("infer", after=(job,))
+    scene.tick()
+    scene.ray.finish(scene.ray.running[0], 2)
+    scene.tick()
+    with pytest.raises(QueueError, match="retry that one"):
+        scene.store.retry(after, scene.clock())
+    scene.store.retry(job, scene.clock())
+    assert scene.run_all() == ["train", "train", "infer"]
+    assert scene.state(after) == "succeeded"
+
+
+def test_a_job_that_was_taken_away_is_tried_again_later_and_later_and_then_lost(scene: Scene) -> None:
+    job = scene.add("train", retries=2)
+    pauses = []
+    for _ in range(3):
+        while not scene.ray.running:
+            scene.tick()
+        scene.ray.lose(scene.ray.running[0])
+        scene.tick()
+        pauses.append(scene.store.job(job).not_before - (scene.clock() - 1))
+    assert pauses[:2] == [30, 60]
+    assert scene.state(job) == "lost"
+    assert scene.store.job(job).reason.endswith("(attempt 3, the last)")
+    assert [a.number for a in scene.store.attempts(job)] == [1, 2, 3]
+
+
+def test_what_ray_will_never_take_fails_with_rays_words(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise Refused("ValueError: no such thing")
+
+    job = scene.add("odd")
+    monkeypatch.setattr(scene.ray, "submit", refuse)
+    scene.tick()
+    assert scene.store.job(job).reason == "Ray refuses it: ValueError: no such thing"
+
+
+def test_a_job_that_ray_cannot_answer_for_holds_up_no_other(scene: Scene) -> None:
+    scene.ray.slots = 2
+    poor, good = scene.add("poor"), scene.add("good")
+    scene.ray.faults = {"submit": "down"}
+    with pytest.raises(RayUnreachable):
+        scene.tick()
+    assert (scene.state(poor), scene.state(good)) == ("submitting", "running")
+    assert scene.store.job(poor).reason == "not submitted yet: no connection"
+    scene.tick()
+    assert (scene.state(poor), scene.store.job(poor).reason) == ("running", "")
+
+
+@pytest.mark.parametrize("when", ["queued", "running"])
+def test_a_stopped_job_ends_and_is_not_tried_again(scene: Scene, when: str) -> None:
+    job = scene.add("train")
+    if when == "running":
+        scene.tick()
+    scene.store.stop(job, scene.clock())
+    scene.tick(3)
+    assert (scene.state(job), scene.ray.running) == ("stopped", [])
+    with pytest.raises(QueueError, match="has ended already: it was stopped"):
+        scene.store.stop(job, scene.clock())
+
+
+# --- after trouble ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["kill", "killed after"])
+def test_a_dispatcher_that_dies_around_a_submission_leaves_one_job_not_two_or_none(scene: Scene, fault: str) -> None:
+    job = scene.add("train")
+    scene.ray.faults = {"submit": fault}
+    with pytest.raises(Killed):
+        scene.tick()
+    assert scene.state(job) == "submitting"
+    scene.clock.now += POLICY.lease_s
+    scene.start()
+    scene.tick()
+    assert (scene.state(job), len(scene.ray.running), len(scene.ray.records)) == ("running", 1, 1)
+
+
+def under_way_and_stopped(scene: Scene) -> int:
+    """A job whose submission was sent, and has not arrived by the time it counts as stopped."""
+    job = scene.add("train", retries=0)
+    scene.ray.faults = {"submit": "late"}
+    with pytest.raises(RayUnreachable):
+        scene.tick()
+    scene.store.stop(job, scene.clock())
+    scene.tick(10)
+    assert scene.state(job) == "submitting"  # it may still arrive
+    scene.tick(60)
+    assert (scene.state(job), scene.ray.records) == ("stopped", {})
+    return job
+
+
+def test_a_submission_that_arrives_after_its_job_was_stopped_is_stopped(scene: Scene) -> None:
+    job = under_way_and_stopped(scene)
+    scene.ray.deliver()
+    scene.ray.progress()
+    assert len(scene.ray.running) == 1
+    scene.tick(70)
+    assert (scene.ray.running, scene.state(job)) == ([], "stopped")
+    scene.store.retry(job, scene.clock())
+    scene.tick(3)
+    assert scene.ray.running == [scene.store.attempts(job)[1].submission_id]
+
+
+def test_a_retry_of_what_may_still_be_under_way_is_the_same_submission(scene: Scene) -> None:
+    scene.ray.slots = 2
+    job = under_way_and_stopped(scene)
+    scene.store.retry(job, scene.clock())
+    scene.tick()
+    scene.ray.deliver()
+    scene.ray.progress()
+    assert scene.ray.running == [scene.store.attempts(job)[0].submission_id]
+    assert scene.ray.refused_twice == 1
+
+
+def test_what_does_not_start_is_started_anew(scene: Scene) -> None:
+    """Ray knows a job before anything is there that could run it; when that comes to nothing it stays PENDING."""
+    job = scene.add("train")
+    scene.dispatcher.tick()
+    scene.ray.restart(with_memory=True)
+    for _ in range(40):
+        scene.clock.now += 61
+        scene.tick()
+    assert scene.ray.running == [scene.store.attempts(job)[1].submission_id]
+    assert scene.store.attempts(job)[0].outcome == "not started within 1200 s"
+
+
+def test_a_head_that_restarts_without_memory_has_its_jobs_started_anew(scene: Scene) -> None:
+    job = scene.add("train")
+    scene.tick()
+    scene.ray.restart(with_memory=False)
+    scene.tick(50)
+    assert scene.state(job) == "running"  # it may be that the head has not read its memory yet
+    scene.tick(60)
+    assert scene.ray.running == [scene.store.attempts(job)[1].submission_id]
+
+
+def test_a_job_that_ray_says_runs_on_a_node_that_is_gone_is_started_anew(scene: Scene) -> None:
+    """Ray 2.60 with its memory on disk was seen to say RUNNING of jobs that had ended with their head."""
+    job = scene.add("train")
+    scene.tick()
+    scene.ray.restart(with_memory=True)
+    assert scene.ray.records[scene.store.attempts(job)[0].submission_id].status == "RUNNING"
+    scene.tick(120)
+    assert scene.ray.running == [scene.store.attempts(job)[1].submission_id]
+
+
+def test_there_is_one_dispatcher_and_one_that_slept_too_long_changes_nothing(scene: Scene) -> None:
+    sleeper = scene.dispatcher
+    assert not Dispatcher(scene.store, scene.ray, POLICY, clock=scene.clock).start()
+    scene.clock.now += POLICY.lease_s + 1
+    scene.start()
+    scene.add("train")
+    with pytest.raises(LeaseLost):
+        sleeper.tick()
+    assert scene.ray.asked == []
+
+
+# --- as people use it -------------------------------------------------------------------------------------------------
+
+
+def test_everything_people_ask_is_answered_without_a_dispatcher_and_as_json(tmp_path: Path) -> None:
+    folder = tmp_path / "queue"
+    with Store(folder) as store:
+        store.add([NewJob("a", "true"), NewJob("b", "true", after=(1,)), NewJob("c", "true", priority=3)], time.time())
+    status = jobqueue.status(folder)
+    assert [job["name"] for job in status["jobs"]] == ["c", "a", "b"]
+    assert status["dispatcher"]["at_work"] is False
+    assert jobqueue.pause(folder)["paused"] is True
+    assert jobqueue.resume(folder)["paused"] is False
+    assert jobqueue.priority("a", 7, folder)["priority"] == 7
+    assert jobqueue.limit("*", 2, folder) == {"*": 2}
+    assert [job["state"] for job in jobqueue.stop(["a"], folder)] == ["stopped"]
+    assert jobqueue.show("b", folder)["reason"].startswith("comes after job 1 (a), which was stopped")
+    assert [job["state"] for job in jobqueue.retry([1], folder)] == ["queued"]
+    assert jobqueue.show(2, folder)["state"] == "waiting"
+    json.dumps([status, jobqueue.show("a", folder)])
+    with pytest.raises(QueueError, match="has not been started"):
+        next(jobqueue.logs("a", folder))
+    with pytest.raises(QueueError, match="no job named 'd'"):
+        jobqueue.show("d", folder)
+
+
+def test_the_dispatchers_loop_ends_when_nothing_is_left_and_logs_are_found(tmp_path: Path) -> None:
+    folder = tmp_path / "queue"
+    ray = SimulatedRay()
+
+    def connect(_: str) -> SimulatedRay:
+        ray.progress()
+        for submission_id in ray.running:
+            ray.finish(submission_id, 0)
+        return ray
+
+    with Store(folder) as store:
+        store.add([NewJob("a", "true")], time.time())
+        ray.submit(f"stillgrain-{store.setting('queue')}-1-1", "true", None, {})  # by one that died before it knew
+    jobqueue.dispatch("http://127.0.0.1:1", folder, until_idle=True, every_s=0.01, connect=connect)
+    assert jobqueue.show("a", folder)["state"] == "succeeded"
+    assert "was here" in "".join(jobqueue.logs("a", folder, follow=True, connect=connect, every_s=0.01))
+
+
+def test_another_ray_is_not_given_the_jobs_that_run_on_the_first(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.add([NewJob("a", "true")], time.time())
+        Dispatcher(store, SimulatedRay()).start()
+        dispatcher = Dispatcher(store, SimulatedRay(), clock=lambda: time.time() + 1000)
+        assert dispatcher.start()
+        dispatcher.tick()
+        dispatcher.stop()
+        store.note("address", "http://127.0.0.1:1")
+    with pytest.raises(QueueError, match="would start them once more"):
+        jobqueue.dispatch("http://127.0.0.1:2", tmp_path, until_idle=True, connect=lambda _: SimulatedRay())
+
+
+def test_ten_thousand_jobs_are_taken_in_and_listed_in_seconds(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.add([NewJob(f"job{i}", "true", user=f"user{i % 7}") for i in range(10_000)], time.time())
+        start = time.perf_counter()
+        assert len(store.heads(time.time())) == 7
+    assert len(jobqueue.status(tmp_path)["jobs"]) == 10_000
+    assert time.perf_counter() - start < 5  # below one on an idle machine
+
+
+def test_a_queue_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
+    Store(tmp_path).close()
+    with sqlite3.connect(tmp_path / "queue.sqlite") as db:
+        db.execute("UPDATE settings SET value = '99' WHERE key = 'format'")
+    db.close()
+    with pytest.raises(QueueError, match="format 99"):
+        Store(tmp_path)

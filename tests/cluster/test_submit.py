@@ -1,0 +1,257 @@
+"""What travels with a job, what is refused before, and that nothing secret goes along."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster import jobqueue, package
+from cluster.errors import QueueError, SubmitError
+from cluster.package import contents, pack
+from cluster.ray_jobs import RayJobs, check_address
+from cluster.store import Store
+from cluster.submit import declared_resources, entrypoint, submit
+from library.config import to_yaml
+from workloads.run import read_config
+
+
+def resolve(config: Path, words: Sequence[str]) -> str:
+    return to_yaml(read_config(config, words))
+
+
+@pytest.fixture
+def working_dir(tmp_path: Path) -> Path:
+    """A small project: a config, scenes that travel, and runs that do not."""
+    top = tmp_path / "project"
+    (top / "configs").mkdir(parents=True)
+    (top / "scenes").mkdir()
+    (top / "scenes" / "one.png").write_bytes(b"picture")
+    (top / "runs").mkdir()
+    (top / "runs" / "big.bin").write_bytes(b"x" * 1000)
+    (top / ".gitignore").write_text("runs/\n")
+    (top / ".rayignore").write_text("*.tmp\n")
+    (top / "notes.tmp").write_text("mine")
+    config = {
+        "workload": "simulate",
+        "dataset": {"kind": "synthetic", "scenes": "scenes", "sensor": {"kind": "parametric", "shot": [2e-3, 8e-3]}},
+        "output": "/data/suite",
+        "storage": "/data/runs",
+    }
+    (top / "configs" / "simulate.yaml").write_text(yaml.safe_dump(config))
+    return top
+
+
+def submitted(working_dir: Path, *words: str, **settings: object) -> dict[str, object]:
+    """Of the job that came of the config."""
+    folder = working_dir.parent / "queue"
+    done = submit(
+        [working_dir / "configs" / "simulate.yaml"],
+        words,
+        resolve=resolve,
+        folder=folder,
+        working_dir=working_dir,
+        **settings,  # type: ignore[arg-type]
+    )
+    return jobqueue.show(done["jobs"][0]["job"], folder)
+
+
+# --- what travels -----------------------------------------------------------------------------------------------------
+
+
+def test_what_ignore_files_name_stays_here(working_dir: Path) -> None:
+    found = contents(working_dir)
+    assert set(found.sizes) == {".gitignore", ".rayignore", "configs/simulate.yaml", "scenes/one.png"}
+    assert found.num_bytes == sum((working_dir / name).stat().st_size for name in found.sizes)
+
+
+def test_the_same_files_are_the_same_zip_whenever_they_are_packed(working_dir: Path, tmp_path: Path) -> None:
+    first = pack(contents(working_dir), tmp_path / "a")
+    os.utime(working_dir / "scenes" / "one.png", (1e9, 1e9))
+    second = pack(contents(working_dir), tmp_path / "b")
+    assert first.name == second.name
+    assert first.read_bytes() == second.read_bytes()
+    assert zipfile.ZipFile(first).read("scenes/one.png") == b"picture"
+    (working_dir / "scenes" / "one.png").write_bytes(b"other")
+    assert pack(contents(working_dir), tmp_path / "a").name != first.name
+
+
+def test_too_much_is_refused_with_the_names_of_the_biggest(working_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (working_dir / "movie.bin").write_bytes(b"x" * 5000)
+    monkeypatch.setattr(package, "MAX_BYTES", 4000)
+    with pytest.raises(SubmitError, match=r"the biggest: movie\.bin .*\.rayignore"):
+        submitted(working_dir)
+
+
+def test_a_link_that_leads_out_is_refused_and_one_that_stays_inside_is_not(working_dir: Path) -> None:
+    (working_dir / "same.png").symlink_to("scenes/one.png")
+    assert "same.png" in contents(working_dir).sizes
+    (working_dir / "shadow").symlink_to("/etc/passwd")
+    with pytest.raises(SubmitError, match="leads to /etc/passwd"):
+        contents(working_dir)
+
+
+def test_a_job_runs_what_was_there_when_it_was_submitted(working_dir: Path) -> None:
+    job = submitted(working_dir)
+    (working_dir / "scenes" / "one.png").write_bytes(b"edited since")
+    assert zipfile.ZipFile(str(job["package"])).read("scenes/one.png") == b"picture"
+
+
+def test_the_commit_and_whether_it_was_clean_are_kept(working_dir: Path) -> None:
+    assert "git_commit" not in submitted(working_dir)["metadata"]
+    git = ["git", "-C", str(working_dir), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    clean = submitted(working_dir, name="clean")["metadata"]
+    assert (clean["git_commit"], clean["git_dirty"]) == (head, "no")
+    (working_dir / "new.txt").write_text("new")
+    assert submitted(working_dir, name="dirty")["metadata"]["git_dirty"] == "yes"
+
+
+def test_the_resolved_config_goes_with_the_job_and_its_paths_are_true_there(working_dir: Path) -> None:
+    job = submitted(working_dir, "dataset.crop=64", "dataset.held_out=0.5")
+    resolved = yaml.safe_load(job["metadata"]["resolved"])
+    assert resolved["dataset"]["crop"] == 64
+    assert resolved["dataset"]["scenes"] == "scenes"
+    assert resolved["output"] == "/data/suite"
+    assert all(isinstance(value, str) for value in job["metadata"].values())
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "why"),
+    [
+        ("output=suite", "output: suite is relative, and would be written into Ray's copy"),
+        ("dataset.scenes=runs", "dataset.scenes: runs is relative, and does not travel"),
+        ("output=~/suite", "the cluster has another home folder"),
+        ("output=s3://key:hunter22@bucket/suite", "looks like a secret"),
+    ],
+)
+def test_what_would_not_work_there_is_refused_here(working_dir: Path, word: str, why: str) -> None:
+    with pytest.raises(SubmitError, match=why) as caught:
+        submitted(working_dir, word)
+    assert "hunter22" not in str(caught.value)
+    with Store(working_dir.parent / "queue") as store:
+        assert store.jobs() == []
+
+
+def test_a_secret_of_this_environment_is_found_wherever_it_hides(
+    working_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "sesame-sesame")
+    with pytest.raises(SubmitError, match="looks like a secret"):
+        submitted(working_dir, "output=/data/sesame-sesame/suite")
+
+
+def test_a_config_that_does_not_travel_is_refused(working_dir: Path) -> None:
+    outside = working_dir.parent / "outside.yaml"
+    ignored = working_dir / "runs" / "ignored.yaml"
+    for file, why in ((outside, "lies outside it"), (ignored, "names it")):
+        file.write_text((working_dir / "configs" / "simulate.yaml").read_text())
+        with pytest.raises(SubmitError, match=why):
+            submit([file], resolve=resolve, folder=working_dir.parent / "queue", working_dir=working_dir)
+
+
+def test_a_folder_of_configs_is_submitted_whole_or_not_at_all(working_dir: Path) -> None:
+    text = (working_dir / "configs" / "simulate.yaml").read_text()
+    (working_dir / "configs" / "again.yaml").write_text(text)
+    folder = working_dir.parent / "queue"
+
+    def go() -> dict[str, object]:
+        return submit([working_dir / "configs"], resolve=resolve, folder=folder, working_dir=working_dir, user="ada")
+
+    assert [job["name"] for job in go()["jobs"]] == ["again", "simulate"]
+    (working_dir / "configs" / "third.yaml").write_text(text)
+    with pytest.raises(QueueError, match="two of one name"):
+        go()
+    assert [job["name"] for job in jobqueue.status(folder)["jobs"]] == ["again", "simulate"]
+
+
+def test_what_scaling_asks_for_is_what_a_job_needs() -> None:
+    assert declared_resources({"scaling": {"workers": 4, "cpus_per_worker": 2, "gpus_per_worker": 1}}) == {
+        "CPU": 8.0,
+        "GPU": 4.0,
+    }
+    assert declared_resources({"scaling": {"workers": 4, "min_workers": 2}}) == {"CPU": 2.0}
+    assert declared_resources({"scaling": {"workers": 0, "min_workers": None}}) == {}
+    assert declared_resources({}) == {}
+
+
+# --- how it is started ------------------------------------------------------------------------------------------------
+
+
+def test_the_entrypoint_finds_rays_python_without_a_path(tmp_path: Path) -> None:
+    """Ray starts it through a shell with the head's PATH, where `python` was another one, without Ray."""
+    (tmp_path / "stillgrain.py").write_text("import sys; print(sys.prefix, sys.argv[1:])")
+    starter = (
+        "import ray._raylet, subprocess, sys; subprocess.run(sys.argv[1], shell=True, env={'PATH': '/usr/bin:/bin'})"
+    )
+    words = ["name=a b", "notes=$(touch x)"]
+    done = subprocess.run(
+        [sys.executable, "-c", starter, entrypoint("a config.yaml", words)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == f"{sys.prefix} {['run', 'a config.yaml', *words]}", done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+# --- where to ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:8265/", "http://localhost:8265", "http://[::1]:1", "https://a.b"]
+)
+def test_an_address_where_nobody_listens_in_is_taken(address: str) -> None:
+    assert check_address(address) == address.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    "address", ["http://head:8265", "http://10.0.0.5:8265", "http://localhost.evil.org", "http://127.0.0.1.evil.org:80"]
+)
+def test_nothing_is_sent_in_clear_to_another_machine_unless_told(address: str) -> None:
+    with pytest.raises(SubmitError, match="anyone on the way reads the token"):
+        RayJobs(address)
+    assert check_address(address, allow_clear=True) == address
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://head:10001", "auto", "https://me:sesame@head"])
+def test_what_is_no_dashboards_address_is_refused_without_repeating_a_password(address: str) -> None:
+    with pytest.raises(SubmitError, match="address") as caught:
+        check_address(address)
+    assert "sesame" not in str(caught.value)
+
+
+def test_a_ray_that_is_not_there_is_said_so_whatever_the_environment_says() -> None:
+    """In a process of its own, since a process keeps the first token that it has read."""
+    script = "from cluster.ray_jobs import RayJobs; RayJobs('http://127.0.0.1:9')"
+    # Ray's own client would go to RAY_ADDRESS, and through the proxy.
+    environment = {
+        **os.environ,
+        "RAY_ADDRESS": "http://10.0.0.5:8265",
+        "http_proxy": "http://127.0.0.1:1",
+        "RAY_AUTH_TOKEN": "5" * 64,
+    }
+    root = Path(package.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, env=environment, capture_output=True, text=True)
+    assert "RayUnreachable: http://127.0.0.1:9: ConnectionError" in done.stderr
+    assert "5" * 64 not in done.stderr
+
+
+def test_only_its_owner_reads_a_queue_and_it_is_all_json(working_dir: Path) -> None:
+    job = submitted(working_dir)
+    folder = working_dir.parent / "queue"
+    for path in [folder, *folder.rglob("*")]:
+        assert path.stat().st_mode & 0o077 == 0, path
+    assert json.loads(json.dumps(jobqueue.status(folder)))["jobs"][0]["job"] == job["job"]
