@@ -13,6 +13,9 @@ from library.entropy import range_coder, rans
 from library.entropy.tables import FrequencyTables
 
 CoderName = Literal["rans", "constriction"]
+FIXED_BYTES = 4
+"""What a stream costs whatever it holds, if anything: of rANS the number of lanes, and what of a lane's state carries
+no values but the check sum."""
 
 
 class Coder(Protocol):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from library.entropy.coders import CODERS, CoderName
+from library.entropy.coders import CODERS, FIXED_BYTES, CoderName
 from library.entropy.symbols import CorruptStreamError
 from library.entropy.tables import FrequencyTables
 from library.models.blocks.codec import CodecModel, Conditions
@@ -21,7 +21,8 @@ class CodedTiles:
     streams: list[tuple[bytes, ...]]
     """Of each tile, one for every name in the codec's `streams`."""
     estimated_bits: np.ndarray
-    """(T, streams) float64: what the model's own probabilities say that they cost."""
+    """(T, streams) float64: what the model's own probabilities say that the values cost, and what each stream costs
+    whatever it holds."""
 
 
 def encode_tiles(
@@ -37,7 +38,8 @@ def encode_tiles(
     flat = [(values, indices) for p in passes for values, indices in zip(p.values, p.indices, strict=True)]
     coded = CODERS[coder].encode(flat, tables)
     streams = [tuple(coded[number * num_tiles + tile] for number in range(len(passes))) for tile in range(num_tiles)]
-    return CodedTiles(streams, np.stack([p.bits for p in passes], axis=1))
+    fixed = 8 * FIXED_BYTES * np.array([[len(stream) > 0 for stream in tile] for tile in streams])
+    return CodedTiles(streams, np.stack([p.bits for p in passes], axis=1) + fixed)
 
 
 def decode_tiles(
