@@ -31,6 +31,12 @@ runs_app = typer.Typer(
     no_args_is_help=True, help="Look after training runs: list, compare, tag them, free the space they take."
 )
 app.add_typer(runs_app, name="runs")
+archive_app = typer.Typer(no_args_is_help=True, help="Look at a run over an archive, also while it goes on.")
+app.add_typer(archive_app, name="archive")
+queue_app = typer.Typer(
+    no_args_is_help=True, help="Jobs that wait for a Ray cluster: what runs when, in what order, how often."
+)
+app.add_typer(queue_app, name="queue")
 
 Words = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Words laid over the file: `optim.lr=1e-4`.")
@@ -53,6 +59,15 @@ StorageOption = Annotated[
     str, typer.Option("--storage", "-s", metavar="STORAGE", help="Folder that holds the runs, or its URI.")
 ]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Its name in the storage, or the path of its folder.")]
+QueueOption = Annotated[
+    str | None,
+    typer.Option("--queue", metavar="FOLDER", help="Of the queue, on a local disk; left out, ~/.stillgrain/queue."),
+]
+AllowClear = Annotated[
+    bool, typer.Option("--allow-clear", help="Talk in clear to an address that is not this machine.")
+]
+JobNames = Annotated[list[str], typer.Argument(metavar="JOB...", help="Numbers or names.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON value.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 
 
@@ -301,7 +316,7 @@ def export(
     """Write a bundle for ONNX Runtime, darktable or OpenVINO. It must reproduce the golden tiles, or is not written."""
     from library.export.export import export_bundle
 
-    fields = dict(word.partition("=")[::2] for word in card or [])
+    fields = {key: value for key, _, value in (word.partition("=") for word in card or [])}
     typer.echo(str(export_bundle(bundle, output, to=to, tile=tile, linear=linear, card=fields, raw=raw)))
 
 
@@ -473,12 +488,171 @@ def runs_note(
     typer.echo(note(storage, run, text).notes)
 
 
+@app.command(epilog="Example: `stillgrain submit workloads/configs/denoise_demo.yaml optim.lr=1e-3 --priority 5`")
+def submit(
+    config: ConfigFile,
+    words: Words = None,
+    name: Annotated[str | None, typer.Option(metavar="X", help="Of the job; left out, the config's own.")] = None,
+    priority: Annotated[int, typer.Option(metavar="N", help="Higher goes first.")] = 0,
+    after: Annotated[
+        list[str] | None, typer.Option(metavar="JOB", help="That must have succeeded before; may be repeated.")
+    ] = None,
+    retries: Annotated[int, typer.Option(metavar="N", help="Further attempts; never after a user's error.")] = 3,
+    user: Annotated[str | None, typer.Option(help="Whose job it is; left out, who is logged in.")] = None,
+    working_dir: Annotated[Path, typer.Option(metavar="DIR", help="What travels to the cluster.")] = Path("."),
+    queue: QueueOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a config, or a folder of them, into the queue. Neither cluster nor dispatcher need be there."""
+    from cluster.jobqueue import DEFAULT_FOLDER
+    from cluster.submit import submit as put
+    from library.config import to_yaml
+    from workloads.run import read_config
+
+    done = put(
+        [config],
+        words or [],
+        resolve=lambda file, its_words: to_yaml(read_config(file, its_words)),
+        folder=queue or DEFAULT_FOLDER,
+        working_dir=working_dir,
+        name=name,
+        user=user,
+        priority=priority,
+        after=after or [],
+        retries=retries,
+    )
+    _print_rows(done["jobs"], as_json, whole=done)
+
+
+@queue_app.command("status", epilog="Example: `stillgrain queue status`")
+def queue_status(
+    every: Annotated[bool, typer.Option("--all", help="Also all that have ended, not only the last ten.")] = False,
+    queue: QueueOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the jobs: what runs, what waits and for what, what has ended."""
+    from cluster.jobqueue import DEFAULT_FOLDER, status
+
+    found = status(queue or DEFAULT_FOLDER, ended=None if every else 10)
+    _print_rows(found["jobs"], as_json, whole=found)
+
+
+@queue_app.command("show", epilog="Example: `stillgrain queue show 7`")
+def queue_show(job: str, queue: QueueOption = None) -> None:
+    """Show all that is known of a job, its attempts and what happened to them."""
+    from cluster.jobqueue import DEFAULT_FOLDER, show
+
+    typer.echo(json.dumps(show(job, queue or DEFAULT_FOLDER), indent=2, ensure_ascii=False))
+
+
+@queue_app.command("logs", epilog="Example: `stillgrain queue logs 7 -f`")
+def queue_logs(
+    job: str,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until it ends.")] = False,
+    attempt: Annotated[int | None, typer.Option(metavar="N", help="Left out, the last.")] = None,
+    queue: QueueOption = None,
+    allow_clear: AllowClear = False,
+) -> None:
+    """Print what a job has said."""
+    from cluster.jobqueue import DEFAULT_FOLDER, logs
+
+    for text in logs(job, queue or DEFAULT_FOLDER, attempt=attempt, follow=follow, allow_clear=allow_clear):
+        typer.echo(text, nl=False)
+
+
+@queue_app.command("stop", epilog="Example: `stillgrain queue stop 7 8`")
+def queue_stop(jobs: JobNames, queue: QueueOption = None, as_json: JsonOption = False) -> None:
+    """Stop jobs, or take them out of the queue. What a training has done stays in its folder."""
+    from cluster.jobqueue import DEFAULT_FOLDER, stop
+
+    _print_rows(stop(jobs, queue or DEFAULT_FOLDER), as_json)
+
+
+@queue_app.command("retry", epilog="Example: `stillgrain queue retry 7`")
+def queue_retry(jobs: JobNames, queue: QueueOption = None, as_json: JsonOption = False) -> None:
+    """Queue jobs that have ended once more."""
+    from cluster.jobqueue import DEFAULT_FOLDER, retry
+
+    _print_rows(retry(jobs, queue or DEFAULT_FOLDER), as_json)
+
+
+@queue_app.command("priority", epilog="Example: `stillgrain queue priority 7 10`")
+def queue_priority(job: str, number: int, queue: QueueOption = None, as_json: JsonOption = False) -> None:
+    """Change a waiting job's priority: higher goes first."""
+    from cluster.jobqueue import DEFAULT_FOLDER, priority
+
+    _print_rows([priority(job, number, queue or DEFAULT_FOLDER)], as_json)
+
+
+@queue_app.command("pause", epilog="Example: `stillgrain queue pause`")
+def queue_pause(queue: QueueOption = None) -> None:
+    """Start no further jobs; those that run go on."""
+    from cluster.jobqueue import DEFAULT_FOLDER, pause
+
+    typer.echo(json.dumps(pause(queue or DEFAULT_FOLDER)))
+
+
+@queue_app.command("resume", epilog="Example: `stillgrain queue resume`")
+def queue_resume(queue: QueueOption = None) -> None:
+    """Start jobs again."""
+    from cluster.jobqueue import DEFAULT_FOLDER, resume
+
+    typer.echo(json.dumps(resume(queue or DEFAULT_FOLDER)))
+
+
+@queue_app.command("limit", epilog="Example: `stillgrain queue limit anna 2`")
+def queue_limit(
+    user: str,
+    most: Annotated[int | None, typer.Argument(metavar="[N]", help="Left out, there is no limit.")] = None,
+    queue: QueueOption = None,
+) -> None:
+    """How many jobs of a user run at a time."""
+    from cluster.jobqueue import DEFAULT_FOLDER, limit
+
+    typer.echo(json.dumps(limit(user, most, queue or DEFAULT_FOLDER)))
+
+
+@queue_app.command("dispatch", epilog="Example: `stillgrain queue dispatch --address http://127.0.0.1:8265`")
+def queue_dispatch(
+    address: Annotated[str, typer.Option(metavar="URL", help="Of the cluster's job server.")],
+    job_slots: Annotated[
+        int | None, typer.Option(metavar="N", help="Jobs at a time; left out, as the nodes say.")
+    ] = None,
+    moved: Annotated[bool, typer.Option("--moved", help="The cluster of running jobs has this address now.")] = False,
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when nothing is left to do.")] = False,
+    queue: QueueOption = None,
+    allow_clear: AllowClear = False,
+) -> None:
+    """Start the queue's jobs on a cluster and follow them, until stopped. One process; jobs outlive it."""
+    from cluster.dispatcher import Policy
+    from cluster.jobqueue import DEFAULT_FOLDER, dispatch
+
+    policy = Policy(job_slots=job_slots)
+    dispatch(
+        address, queue or DEFAULT_FOLDER, policy=policy, moved=moved, until_idle=until_idle, allow_clear=allow_clear
+    )
+
+
+@archive_app.command("status", epilog="Example: `stillgrain archive status ~/denoised --json`")
+def archive_status(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of a workload: infer, or of denoise.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show what is done, failed and waiting, how large it is and how fast it goes."""
+    from library.inference.archive_status import archive_status as status_of
+
+    status = status_of(folder)
+    typer.echo(json.dumps(status.to_json(), indent=2, ensure_ascii=False) if as_json else str(status))
+
+
 def main() -> None:
     """Run the command. A user's error is one message and exit code 2; its traceback only with --debug."""
     words = sys.argv[1:]
+    from cluster.errors import ClusterError
+
     try:
         app([word for word in words if word != "--debug"], prog_name="stillgrain")
-    except StillgrainError as error:
+    except (StillgrainError, ClusterError) as error:
         if "--debug" in words:
             traceback.print_exc()
         _say_error(error)
@@ -501,6 +675,21 @@ def _print_table(renderable: Any) -> None:
 
     console = Console(highlight=False)
     (console if console.is_terminal else Console(highlight=False, width=240)).print(renderable)
+
+
+def _print_rows(rows: list[dict[str, Any]], as_json: bool, whole: Any = None) -> None:
+    """One line a row, or all of it as JSON."""
+    if as_json:
+        typer.echo(json.dumps(rows if whole is None else whole, indent=2, ensure_ascii=False))
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in rows[0] if rows else ():
+        table.add_column(str(name))
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    _print_table(table if rows else "nothing")
 
 
 def _busy(what: str) -> contextlib.AbstractContextManager[Any]:

@@ -382,7 +382,7 @@ def _evaluated_scene(evaluation: Evaluation, suite: SuiteResult, number: int) ->
 
 
 def _archive(folder: Path) -> dict[str, Any]:
-    with Ledger.open(folder) as ledger:
+    with Ledger.read(folder) as ledger:
         counts = ledger.counts()
         raws: dict[tuple[str, str, str | None], list[Entry]] = {}
         for entry in ledger.rows():

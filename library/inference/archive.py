@@ -1,49 +1,69 @@
-"""Many raw files: which outputs they get, which of them are there already, and what became of the rest.
+"""Many raw files: which of their outputs are there already, and what became of the rest; each made exactly once.
 
-The ledger in the output folder is the truth. An output is done when the same input, bundle, parameters and engine made
+The ledger in the output folder is the truth. An output is done when the same bytes, bundle, parameters and engine made
 it and it is still there; anything else is work. One file's failure is recorded with its reason and harms no other.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from library.errors import ConfigError, StillgrainError
-from library.files.raw import RAW_SUFFIXES
-from library.inference.denoise import denoise_file
-from library.inference.engine import ENGINE_VERSION, Engine, Precision
-from library.inference.ledger import Entry, Ledger, Status
-from library.inference.outputs import ENCODERS, Format, Written
-
-
-@dataclass(frozen=True)
-class Job:
-    """One raw file and the outputs it is to get."""
-
-    raw: Path
-    name: str
-    """The raw's name in the ledger: relative to the archive, or absolute when files were named one by one."""
-    outputs: dict[Format, Path]
-    """Absolute paths."""
-    size: int = 0
-    mtime_ns: int = 0
-    """Size and time of change before it was read, so that a file that changes meanwhile is not taken for done."""
+from library.errors import DataError, RawFileError
+from library.inference.archive_events import Events
+from library.inference.archive_inputs import RawFile, find_raws, named_raws, printable
+from library.inference.archive_names import ArchiveFormat, Job, facts_of_file, mirrored, templated
+from library.inference.archive_work import (
+    LARGEST_RAW,
+    Make,
+    Output,
+    Result,
+    clear_staging,
+    denoising,
+    digest_of,
+    fresh_staging,
+    link_or_copy,
+    look_at,
+    make_outputs,
+    probe_of,
+)
+from library.inference.engine import ENGINE_VERSION, Engine
+from library.inference.ledger import Entry, Known, Ledger, OutputRow, Status, output_key
+from library.inference.outputs import Format
 
 
 @dataclass(frozen=True)
 class Product:
-    """What makes outputs of the same inputs differ."""
+    """What makes outputs of the same inputs differ.
+
+    settings  all that changes a bit of them: precision, quality, strength
+    """
 
     bundle_digest: str
-    precision: Precision
+    settings: Mapping[str, Any]
 
-    def parameters(self, output_format: Format) -> dict[str, Any]:
-        return {"format": output_format, "precision": self.precision}
+    @staticmethod
+    def of_denoiser(engine: Engine) -> Product:
+        return Product(engine.bundle.digest, denoiser_settings(engine.precision, engine.tile))
+
+    def parameters(self, output_format: ArchiveFormat) -> dict[str, Any]:
+        return {"format": output_format, **self.settings}
+
+    def key(self, input_sha256: str, output_format: ArchiveFormat) -> str:
+        return output_key(input_sha256, self.bundle_digest, self.parameters(output_format), ENGINE_VERSION)
+
+
+def denoiser_settings(precision: str, tile: int) -> dict[str, Any]:
+    """The tile counts only where it shows: float32 is exact."""
+    return {"precision": precision} if precision == "fp32" else {"precision": precision, "tile": tile}
 
 
 @dataclass
@@ -51,11 +71,16 @@ class Summary:
     """What a pass over files came to."""
 
     output: Path
+    verb: str = "denoised"
     done: int = 0
+    linked: int = 0
+    """Of those done: their bytes were another raw's, whose outputs they share."""
     skipped: int = 0
     """Done before, and still there."""
     failures: dict[str, str] = field(default_factory=dict)
-    """Raw file -> reason."""
+    """Raw file -> reason; of this run, and of earlier ones that need not be tried again."""
+    remembered: int = 0
+    """Of the failures: those of earlier runs."""
     seconds: float = 0.0
 
     @property
@@ -64,97 +89,389 @@ class Summary:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.output}: {self.done} denoised, {self.skipped} done before, {len(self.failures)} failed, "
+            f"{self.output}: {self.done} {self.verb}, {self.skipped} done before, {len(self.failures)} failed, "
             f"{self.seconds:.1f} s"
         ]
+        if self.done:
+            lines[0] += f", {3600 * self.done / max(self.seconds, 1e-3):,.0f} files an hour"
+        if self.linked:
+            lines.append(f"  {self.linked} of them have the bytes of another raw, and share its outputs")
+        if self.remembered:
+            lines.append(f"  {self.remembered} failed before with the same bytes; retry_failed tries them again")
         return "\n".join(lines + [f"  failed: {reason}" for reason in self.failures.values()])
 
 
-def jobs_of_files(raws: Sequence[Path], output: Path, output_format: Format) -> list[Job]:
-    """OUT/<stem>.<suffix> for each named file.
+MakeAll = Callable[[Iterator[Job], int, Path], Generator[tuple[Job, Result, Status, float], None, None]]
+"""Makes the outputs of jobs, of which there are at most so many, by way of a staging folder, and yields job, result,
+status and seconds as they end."""
 
-    raises  ConfigError when two of them would write the same file
+
+class Archive:
+    """One run over the files of an output folder. The caller has opened the ledger.
+
+    link  give raws of equal bytes the same file; False: a copy of it; None: make each anew
     """
-    jobs: dict[Path, Job] = {}
-    for raw in raws:
-        source = Path(os.path.abspath(raw))
-        target = Path(os.path.abspath(output)) / f"{raw.stem}{ENCODERS[output_format].suffix}"
-        if target in jobs and jobs[target].raw != source:
-            raise ConfigError(
-                f"{jobs[target].raw} and {raw} would both be written to {target}: denoise them into different folders"
-            )
-        jobs[target] = Job(source, str(source), {output_format: target})
-    return list(jobs.values())
 
+    def __init__(
+        self, ledger: Ledger, product: Product, summary: Summary, events: Events, *, link: bool | None = True
+    ) -> None:
+        self.ledger = ledger
+        self.folder = Path(os.path.abspath(ledger.folder))
+        self.product = product
+        self.summary = summary
+        self.events = events
+        self.link = link
+        self._prefix = len(str(self.folder).rstrip("/")) + 1
+        self._inputs = ledger.inputs()
+        self._rows = ledger.keys()
+        self._made: dict[str, str] = {}
+        """Outputs that are known to be whole, by their keys."""
+        self._lasting: dict[str, str] = {}
+        """Reasons of failures that the same bytes would meet again, by keys."""
+        self._twins: list[Job] = []
+        self._verify = False
+        self._paths_by_key: dict[str, str] = {}
+        """Outputs of this and of earlier runs, which may be gone or hold something else by now."""
 
-def jobs_of_tree(archive: Path, output: Path, formats: Sequence[Format]) -> Iterator[Job]:
-    """Every raw file below a folder, with outputs that mirror its place; in order of their names.
-
-    Two raws that differ only in their suffix keep it in their outputs' names. The output folder is not searched.
-
-    raises  ConfigError when the archive is no folder, or two formats have the same suffix
-    """
-    if os.path.abspath(archive) == os.path.abspath(output):
-        raise ConfigError(f"output: is the folder of the raw files itself, {archive}; give another, or one inside it")
-    if not archive.is_dir():
-        raise ConfigError(f"raws: {archive} is not a folder; give the folder that holds the raw files")
-    suffixes = [ENCODERS[f].suffix for f in formats]
-    if len(set(suffixes)) < len(suffixes):
-        raise ConfigError(
-            f"formats: {', '.join(formats)} would write the same file names; run them into different folders"
-        )
-    for folder, subfolders, names in os.walk(archive):
-        here = Path(folder)
-        subfolders[:] = sorted(
-            s for s in subfolders if not s.startswith(".") and (here / s).absolute() != output.absolute()
-        )
-        raws = sorted(n for n in names if not n.startswith(".") and Path(n).suffix.lower() in RAW_SUFFIXES)
-        stems = [Path(n).stem for n in raws]
-        for name in raws:
-            relative = (here / name).relative_to(archive)
-            base = name if stems.count(Path(name).stem) > 1 else Path(name).stem
-            targets: dict[Format, Path] = {
-                f: (output / relative.parent / f"{base}{ENCODERS[f].suffix}").absolute() for f in formats
-            }
-            yield Job((here / name).absolute(), str(relative), targets)
-
-
-def pending(jobs: Iterable[Job], ledger: Ledger, product: Product, summary: Summary) -> Iterator[Job]:
-    """The jobs with the outputs that are still to be made. Reads no file that is done.
-
-    Counts the finished ones in the summary, and lists there as failed those that would overwrite a file which no run
-    into this folder has made: it may be somebody's original.
-    """
-    for job in jobs:
+    def run(
+        self,
+        jobs: Iterable[Job],
+        make_all: MakeAll,
+        *,
+        force: bool = False,
+        retry_failed: bool = False,
+        verify: bool = False,
+    ) -> None:
+        """Make what is not done; see `plan`. Every outcome is in the ledger when this returns."""
+        start = time.monotonic()
+        todo = self.plan(jobs, force=force, retry_failed=retry_failed, verify=verify)
+        self.events.say("run", files=self.summary.skipped + len(todo) + len(self.summary.failures), todo=len(todo))
         try:
-            stat = job.raw.stat()
+            while todo:
+                staging = fresh_staging(self.folder)
+                self._twins = []
+                with closing(make_all(self._without_twins(todo), len(todo), staging)) as results:
+                    for job, result, status, seconds in results:
+                        self.settle(job, result, status, seconds)
+                # A twin whose like has failed for a reason of its own is tried by itself.
+                todo = [twin for twin in self._twins if not self._settle_twin(twin, staging)]
+        finally:
+            clear_staging(self.folder)
+        s = self.summary
+        seconds = round(time.monotonic() - start, 3)
+        self.events.say("end", done=s.done, skipped=s.skipped, failed=len(s.failures), seconds=seconds)
+
+    # --- what is to do ----------------------------------------------------------------------------------------------
+
+    def plan(
+        self, jobs: Iterable[Job], *, force: bool = False, retry_failed: bool = False, verify: bool = False
+    ) -> list[Job]:
+        """The jobs with the outputs that are still to be made. Reads a raw only where its size or time has changed.
+
+        Counts the finished ones in the summary, and lists there as failed those that would overwrite a file which no
+        run into this folder has made: it may be somebody's original.
+
+        force         make all anew
+        retry_failed  also those that failed by their own fault; what failed by its surroundings is tried in any case
+        verify        read every output, and make anew what is not what was recorded
+        """
+        todo, touched = [], []
+        self._verify = verify
+        for path, row in self._rows.items() if not force else ():
+            if row.key is not None and row.status == "done":
+                self._paths_by_key.setdefault(row.key, path)
+            elif row.key is not None and row.status == "failed" and not retry_failed:
+                self._lasting[row.key] = row.error or ""
+        for job in jobs:
+            if job.problem is not None:
+                self._fail(job, job.problem)
+                continue
+            if (known := self._known(job)) is not None and known.sha256 is not None:
+                job = replace(job, sha256=known.sha256)
+                if self._inputs.get(job.raw) != known:
+                    self._inputs[job.raw] = known
+                    touched.append((job.raw, known))
+            missing = job.outputs if force else self._missing(job)
+            if not missing:
+                self.summary.skipped += 1
+                self._copy_sidecars(job)
+            elif (reason := self._failed_before(job, missing)) is not None:
+                self.summary.remembered += 1
+                self.summary.failures[job.raw] = reason
+            elif (reason := self._obstacle(job, missing)) is not None:
+                self._fail(job, reason)
+            else:
+                todo.append(replace(job, outputs=missing))
+        self.ledger.remember(touched)
+        self.ledger.claim(self._relative(path) for job in todo for path in job.outputs.values())
+        return todo
+
+    def _known(self, job: Job) -> Known | None:
+        """What is known of the raw's bytes as they are now. Those of a raw that was done before are looked at where its
+        size or time has changed; a new raw's are not."""
+        known = self._inputs.get(job.raw)
+        if known is None or known.sha256 is None or (known.size, known.mtime_ns) == (job.size, job.mtime_ns):
+            return known
+        try:
+            found = look_at(job.raw)
+        except RawFileError:
+            return None  # making it will say what is wrong
+        return replace(found, facts=known.facts) if found.sha256 == known.sha256 else found
+
+    def _missing(self, job: Job) -> dict[ArchiveFormat, str]:
+        if job.sha256 is None:
+            return job.outputs
+        missing = {}
+        for output_format, path in job.outputs.items():
+            key = self.product.key(job.sha256, output_format)
+            if self._is_whole(path, key):
+                self._made.setdefault(key, path)
+            else:
+                missing[output_format] = path
+        return missing
+
+    def _is_whole(self, path: str, key: str) -> bool:
+        row = self._rows.get(self._relative(path))
+        if row is None or row.status != "done" or row.key != key:
+            return False
+        try:
+            return os.stat(path).st_size == row.size and (not self._verify or digest_of(path) == row.sha256)
         except OSError:
-            yield job  # Reading it will say what is wrong.
-            continue
-        seen = replace(job, size=stat.st_size, mtime_ns=stat.st_mtime_ns)
-        missing: dict[Format, Path] = {
-            f: path for f, path in job.outputs.items() if not _is_done(seen, f, ledger, product)
-        }
-        foreign = [p for p in missing.values() if p.exists() and not ledger.knows(os.path.relpath(p, ledger.folder))]
-        if foreign:
-            summary.failures[str(job.raw)] = (
-                f"{job.raw}: would overwrite {foreign[0]}, which was not made here; move it away, or use another folder"
+            return False
+
+    def _failed_before(self, job: Job, missing: Mapping[ArchiveFormat, str]) -> str | None:
+        """Why the same bytes would fail again, None if that is not known."""
+        if job.sha256 is None:
+            return None
+        reasons = [self._lasting.get(self.product.key(job.sha256, output_format)) for output_format in missing]
+        return reasons[0] if None not in reasons else None
+
+    def _obstacle(self, job: Job, missing: Mapping[ArchiveFormat, str]) -> str | None:
+        for path in missing.values():
+            if os.path.exists(path):
+                if self._relative(path) not in self._claims:
+                    return (
+                        f"{job.raw}: would overwrite {path}, which was not made here; move it away, or use another "
+                        "folder"
+                    )
+                if os.path.exists(job.raw) and os.path.samefile(path, job.raw):
+                    return f"{job.raw}: is its own output {path}, and would be lost: give another folder"
+        return None
+
+    @cached_property
+    def _claims(self) -> set[str]:
+        """As they were before this run: what runs into this folder have written, or were about to."""
+        return self.ledger.claims()
+
+    # --- what became of it ------------------------------------------------------------------------------------------
+
+    def settle(self, job: Job, result: Result, status: Status, seconds: float, *, linked: bool = False) -> None:
+        """Put the end of a job into the ledger, the summary and the events.
+
+        status  of outputs that are not there: `failed`, or `quarantined` when their process died
+        """
+        known = result.known
+        if known is not None:
+            before = self._inputs.get(job.raw)
+            if known.facts is None and before is not None and before.sha256 in (None, known.sha256):
+                known = replace(known, facts=before.facts)
+            self._inputs[job.raw] = known
+        entries = [self._entry(job, f, result, status, seconds) for f in job.outputs]
+        for e in entries:
+            self._rows[e.output_path] = OutputRow(e.key, e.status, e.output_size, e.output_sha256, e.error)
+        error = result.error
+        try:
+            self.ledger.record(*entries, known=(job.raw, known) if known is not None else None)
+        except DataError as problem:
+            # The disk is full: what is not in the ledger is made again. The next file may be small enough.
+            error = error or f"{job.raw}: was done, but {problem}"
+        if error is not None:
+            self._fail(job, error, seconds)
+            if result.lasting:
+                self._lasting |= {entry.key: error for entry in entries if entry.key is not None}
+            return
+        for entry in entries:
+            assert entry.key is not None
+            self._made[entry.key] = f"{self.folder}/{entry.output_path}"
+        self.summary.done += 1
+        self.summary.linked += linked
+        self.events.say("done", file=printable(job.raw), seconds=round(seconds, 3), linked=linked)
+        self._copy_sidecars(job)
+
+    def _entry(self, job: Job, output_format: ArchiveFormat, result: Result, status: Status, seconds: float) -> Entry:
+        made, known = result.outputs.get(output_format), result.known
+        # A failure without a digest is one that the same bytes need not meet again.
+        digest = known.sha256 if known is not None and (made or result.lasting) else None
+        return Entry(
+            input_path=job.name,
+            input_sha256=digest,
+            input_size=known.size if known else job.size,
+            input_mtime_ns=known.mtime_ns if known else job.mtime_ns,
+            bundle_digest=self.product.bundle_digest,
+            parameters=self.product.parameters(output_format),
+            engine=ENGINE_VERSION,
+            output_path=self._relative(job.outputs[output_format]),
+            output_sha256=made.sha256 if made else None,
+            output_size=made.size if made else None,
+            output_mtime_ns=made.mtime_ns if made else None,
+            status="done" if made else status,
+            seconds=seconds,
+            error=None if made else result.error,
+        )
+
+    def _fail(self, job: Job, reason: str, seconds: float = 0.0) -> None:
+        self.summary.failures[printable(job.raw)] = reason
+        self.events.say("failed", file=printable(job.raw), seconds=round(seconds, 3), reason=reason)
+
+    # --- raws of equal bytes ----------------------------------------------------------------------------------------
+
+    def _without_twins(self, todo: Sequence[Job]) -> Iterator[Job]:
+        """The jobs, but for those whose bytes an earlier one has; these are set aside.
+
+        Only files of one size, and of equal first and last bytes, are read as a whole to find out.
+        """
+        sizes = Counter(job.size for job in todo)
+        to_make = {job.raw for job in todo}
+        done = {p: known for p, known in self._inputs.items() if known.sha256 is not None and p not in to_make}
+        sizes.update({known.size for known in done.values()})
+        seen: dict[tuple[int, str | None], list[str]] = {}
+        for path, known in done.items():
+            seen.setdefault((known.size, known.probe), []).append(path)
+        digests = {path: known.sha256 for path, known in done.items() if known.sha256 is not None}
+        digests |= {job.raw: job.sha256 for job in todo if job.sha256 is not None}
+        for job in todo:
+            may_be_twin = job.size is not None and job.size <= LARGEST_RAW and sizes[job.size] > 1
+            if self.link is not None and may_be_twin:
+                try:
+                    likes = seen.setdefault((job.size or 0, probe_of(job.raw)), [])
+                    if self._is_twin(job, likes, digests, to_make):
+                        continue
+                    likes.append(job.raw)
+                except OSError:
+                    pass  # making it will say what is wrong
+            self.events.say("started", file=job.raw)
+            yield job
+
+    def _is_twin(self, job: Job, likes: Sequence[str], digests: dict[str, str], to_make: set[str]) -> bool:
+        """Whether a job has the bytes of one of its likes, and will get, or can have, that one's outputs."""
+        mine = job.sha256
+        for path in likes:
+            if path == job.raw:
+                continue
+            for unread in {path, job.raw} - digests.keys():
+                digests[unread] = digest_of(unread)
+            mine = mine or digests[job.raw]
+            if mine == digests[path] and (path in to_make or all(self._has(mine, f) for f in job.outputs)):
+                self._twins.append(replace(job, sha256=mine))
+                return True
+        return False
+
+    def _has(self, sha256: str, output_format: ArchiveFormat) -> bool:
+        """Whether there is an output, or a lasting failure, of these bytes."""
+        key = self.product.key(sha256, output_format)
+        if key in self._paths_by_key and self._is_whole(path := f"{self.folder}/{self._paths_by_key[key]}", key):
+            self._made.setdefault(key, path)
+        return key in self._made or key in self._lasting
+
+    def _settle_twin(self, job: Job, staging: Path) -> bool:
+        """Give a job the outputs, or the failure, of another raw with its bytes. False if that has neither."""
+        assert job.sha256 is not None
+        keys = {f: self.product.key(job.sha256, f) for f in job.outputs}
+        reason = next((self._lasting[key] for key in keys.values() if key in self._lasting), None)
+        if reason is None and not all(key in self._made for key in keys.values()):
+            return False
+        try:
+            known = look_at(job.raw)
+        except RawFileError as error:
+            self.settle(job, Result({}, None, str(error)), "failed", 0.0)
+            return True
+        if known.sha256 != job.sha256:
+            return False
+        if reason is not None:
+            self.settle(
+                job, Result({}, known, f"{job.raw}: has the bytes of a raw that failed: {reason}", True), "failed", 0.0
             )
-        elif missing:
-            yield replace(seen, outputs=missing)
-        else:
-            summary.skipped += 1
+            return True
+        outputs: dict[ArchiveFormat, Output] = {}
+        begun = time.monotonic()
+        try:
+            for output_format, target in job.outputs.items():
+                source = self._made[keys[output_format]]
+                if not self._is_whole(source, keys[output_format]):
+                    return False
+                outputs[output_format] = link_or_copy(source, target, staging, link=bool(self.link))
+        except OSError:
+            return False  # making it will say what is wrong
+        self.settle(job, Result(outputs, known), "failed", time.monotonic() - begun, linked=True)
+        return True
+
+    # --- sidecars ---------------------------------------------------------------------------------------------------
+
+    def _copy_sidecars(self, job: Job) -> None:
+        """Bring copies of sidecars up to date; one that somebody else wrote or has edited is left as it is."""
+        for source, target in job.sidecars:
+            try:
+                theirs = os.stat(source)
+                if os.path.exists(target):
+                    ours, copied = os.stat(target), self._inputs.get(target)
+                    same = (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)
+                    if same or copied is None or (copied.size, copied.mtime_ns) != (ours.st_size, ours.st_mtime_ns):
+                        continue
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                aside = self.folder / ".stillgrain" / "sidecar.tmp"
+                shutil.copy2(source, aside)
+                os.replace(aside, target)
+                ours = os.stat(target)
+            except OSError as error:
+                self.summary.failures[source] = f"{source}: cannot be copied to {target} ({error.strerror})"
+                continue
+            self._inputs[target] = Known(ours.st_size, ours.st_mtime_ns)
+            with suppress(DataError):  # a full disk: then the copy counts as somebody else's
+                self.ledger.remember([(target, self._inputs[target])])
+
+    def _relative(self, path: str) -> str:
+        return path[self._prefix :]
 
 
-def _is_done(job: Job, output_format: Format, ledger: Ledger, product: Product) -> bool:
-    return ledger.is_done(
-        job.name,
-        job.size,
-        job.mtime_ns,
-        product.bundle_digest,
-        product.parameters(output_format),
-        ENGINE_VERSION,
-    )
+def jobs_of(
+    inputs: Sequence[str | Path],
+    output: Path,
+    formats: Sequence[ArchiveFormat],
+    *,
+    ledger: Ledger | None = None,
+    template: str | None = None,
+    sidecars: bool = True,
+) -> list[Job]:
+    """A job for every raw of some inputs (see `find_raws`), named by the tree or by a template.
+
+    ledger  remembers what metadata says, so that only new raws are opened for a template
+    raises  ConfigError
+    """
+    raws = find_raws(inputs, output)
+    if not sidecars:
+        raws = [replace(raw, sidecars=()) for raw in raws]
+    if template is None:
+        return mirrored(raws, output, formats)
+    remembered = ledger.inputs() if ledger is not None else {}
+    read: dict[str, Known] = {}
+
+    def facts_of(raw: RawFile) -> Mapping[str, str]:
+        known = read.get(raw.path) or remembered.get(raw.path)
+        same = known is not None and (known.size, known.mtime_ns) == (raw.size, raw.mtime_ns)
+        if known is not None and same and known.facts is not None:
+            return known.facts
+        facts = facts_of_file(raw.path)
+        if raw.size is not None and raw.mtime_ns is not None:
+            old = known if known is not None and same else Known(raw.size, raw.mtime_ns)
+            # What changed keeps the digest of its old bytes under its old size and time: it is looked at again.
+            if known is None or same:
+                read[raw.path] = replace(old, facts=facts)
+        return facts
+
+    jobs = templated(raws, output, formats, template, facts_of)
+    if ledger is not None:
+        ledger.remember(read.items())
+    return jobs
 
 
 def denoise_files(
@@ -172,59 +489,25 @@ def denoise_files(
     """
     start = time.monotonic()
     summary = Summary(output)
-    product = Product(engine.bundle.digest, engine.precision)
-    with Ledger.open(output) as ledger:
-        todo = list(pending(jobs_of_files(raws, output, output_format), ledger, product, summary))
-        for job in progress(todo):
-            began = time.monotonic()
-            try:
-                written, error = denoise_file(job.raw, job.outputs, engine), None
-            except StillgrainError as problem:
-                written, error = None, str(problem)
-            record(ledger, job, product, summary, written, error, time.monotonic() - began)
+    jobs = [
+        replace(job, name=job.raw)
+        for job in templated(named_raws(raws), output, [output_format], "{stem}.{ext}", lambda raw: {})
+    ]
+    with Ledger.open(output) as ledger, Events.open(output) as events:
+        archive = Archive(ledger, Product.of_denoiser(engine), summary, events)
+        archive.run(jobs, one_after_another(denoising(engine), progress), retry_failed=True)
     summary.seconds = time.monotonic() - start
     return summary
 
 
-def record(
-    ledger: Ledger,
-    job: Job,
-    product: Product,
-    summary: Summary,
-    written: Sequence[Written] | None,
-    error: str | None,
-    seconds: float,
-    *,
-    status: Status = "failed",
-) -> None:
-    """Put the end of a job into the ledger and the summary.
+def one_after_another(make: Make, progress: Callable[[list[Job]], Iterable[Job]] = iter) -> MakeAll:
+    """Makes everything in this process, for `Archive.run`."""
 
-    written  the outputs that were made, or None with an `error`
-    status   of a job without outputs: `failed`, or `quarantined` when it took its process down
-    """
-    made = {w.format: w for w in written or ()}
-    for output_format, path in job.outputs.items():
-        w = made.get(output_format)
-        output = path.stat() if w else None
-        ledger.record(
-            Entry(
-                input_path=job.name,
-                input_sha256=w.input_sha256 if w else None,
-                input_size=job.size,
-                input_mtime_ns=job.mtime_ns,
-                bundle_digest=product.bundle_digest,
-                parameters=product.parameters(output_format),
-                engine=ENGINE_VERSION,
-                output_path=os.path.relpath(path, ledger.folder),
-                output_sha256=w.sha256 if w else None,
-                output_size=output.st_size if output else None,
-                output_mtime_ns=output.st_mtime_ns if output else None,
-                status="done" if w else status,
-                seconds=seconds,
-                error=error,
-            )
-        )
-    if error is None:
-        summary.done += 1
-    else:
-        summary.failures[str(job.raw)] = error
+    def make_all(
+        jobs: Iterator[Job], total: int, staging: Path
+    ) -> Generator[tuple[Job, Result, Status, float], None, None]:
+        for job in progress(list(jobs)):
+            begun = time.monotonic()
+            yield job, make_outputs(job, make, staging), "failed", time.monotonic() - begun
+
+    return make_all

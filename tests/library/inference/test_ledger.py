@@ -8,12 +8,11 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from library.errors import DataError
-from library.inference.ledger import Entry, Ledger, output_key
+from library.inference.ledger import Entry, Known, Ledger, output_key
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -43,25 +42,6 @@ FAILED = Entry(
     seconds=0.1,
     error="broken.cr2: cut short: copy it from the card again",
 )
-
-
-def write_output(folder: Path, entry: Entry = DONE) -> Path:
-    path = folder / entry.output_path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"x" * (entry.output_size or 0))
-    return path
-
-
-def is_done(ledger: Ledger, entry: Entry, **changes: Any) -> bool:
-    question = {
-        "input_path": entry.input_path,
-        "size": entry.input_size,
-        "mtime_ns": entry.input_mtime_ns,
-        "bundle_digest": entry.bundle_digest,
-        "parameters": entry.parameters,
-        "engine": entry.engine,
-    }
-    return ledger.is_done(**question | changes)
 
 
 def ledger_file(folder: Path) -> Path:
@@ -95,78 +75,52 @@ def test_a_key_depends_on_all_that_determines_the_output_and_on_nothing_else():
         output_key("a", "b", {"x": float("nan")}, "1")
 
 
-def test_an_output_is_done_while_nothing_that_determines_it_changed(tmp_path: Path):
-    with Ledger.open(tmp_path) as ledger:
-        assert not is_done(ledger, DONE)
-        ledger.record(DONE)
-        write_output(tmp_path)
-        assert is_done(ledger, DONE)
-        assert is_done(ledger, DONE, parameters={"strength": 1.0, "format": "dng"})
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"input_path": "2024/b.dng"},
-        {"size": 1235},
-        {"mtime_ns": 1_700_000_000_123_456_790},
-        {"bundle_digest": "d" * 64},
-        {"parameters": {"format": "dng", "strength": 0.5}},
-        {"parameters": {"format": "dng"}},
-        {"engine": "0.2.0"},
-    ],
-    ids=lambda changes: next(iter(changes)),
-)
-def test_a_change_in_what_determines_an_output_means_new_work(tmp_path: Path, changes: dict[str, Any]):
-    with Ledger.open(tmp_path) as ledger:
-        ledger.record(DONE)
-        write_output(tmp_path)
-        assert not is_done(ledger, DONE, **changes)
-
-
-def test_an_output_that_was_removed_or_cut_short_is_not_done(tmp_path: Path):
-    with Ledger.open(tmp_path) as ledger:
-        ledger.record(DONE)
-        output = write_output(tmp_path)
-        output.write_bytes(b"x")
-        assert not is_done(ledger, DONE)
-        output.unlink()
-        assert not is_done(ledger, DONE)
-        output.parent.rmdir()
-        output.parent.write_bytes(b"a file where the folder was")
-        assert not is_done(ledger, DONE)
-
-
-def test_a_failure_is_not_done_even_if_a_file_is_there(tmp_path: Path):
-    with Ledger.open(tmp_path) as ledger:
-        ledger.record(replace(DONE, status="failed", error="the disk was full"))
-        write_output(tmp_path)
-        assert not is_done(ledger, DONE)
-        ledger.record(DONE)
-        assert is_done(ledger, DONE)
-        assert ledger.counts() == {"done": 1, "failed": 0, "quarantined": 0}
-
-
-def test_an_output_overwritten_by_another_bundle_is_not_done_for_the_first(tmp_path: Path):
-    """The uncompressed outputs of two bundles have the same size, so the size alone would not tell."""
-    with Ledger.open(tmp_path) as ledger:
-        other = replace(DONE, bundle_digest="d" * 64)
-        ledger.record(DONE)
-        ledger.record(other)
-        write_output(tmp_path)
-        assert is_done(ledger, other)
-        assert not is_done(ledger, DONE)
-
-
-def test_one_input_may_have_many_outputs_and_equal_inputs_each_their_own(tmp_path: Path):
-    tiff = replace(DONE, parameters={"format": "tiff"}, output_path="2024/ä.denoised.tif")
+def test_a_row_gives_way_to_a_newer_one_of_the_same_output_and_equal_inputs_have_each_their_own(tmp_path: Path):
+    other = replace(DONE, bundle_digest="d" * 64)
     twin = replace(DONE, input_path="copy/ä.dng", output_path="copy/ä.denoised.dng")
     with Ledger.open(tmp_path) as ledger:
-        for entry in (DONE, tiff, twin):
-            ledger.record(entry)
-            write_output(tmp_path, entry)
-        assert all(is_done(ledger, entry) for entry in (DONE, tiff, twin))
-        assert twin.key == DONE.key != tiff.key
+        ledger.record(DONE, twin)
+        ledger.record(other)
+        assert list(ledger.rows()) == [other, twin]
+        keys = ledger.keys()
+    assert {row.key for row in keys.values()} == {other.key, twin.key}
+    assert twin.key == DONE.key != other.key
+    assert keys[DONE.output_path] == (other.key, "done", 6, "c" * 64, None)
+
+
+def test_what_is_known_of_a_raw_comes_with_its_outputs_or_not_at_all(tmp_path: Path):
+    known = Known(1234, 5, "a" * 64, "e" * 64, {"iso": "800", "model": "ä"})
+    with Ledger.open(tmp_path) as ledger:
+        ledger.record(DONE, known=("/raws/ä.dng", known))
+        ledger.remember([("/raws/b.dng", Known(7, 8))])
+        with pytest.raises(sqlite3.IntegrityError):
+            ledger.record(FAILED, replace(FAILED, bundle_digest=None), known=("/raws/c.dng", known))  # type: ignore[arg-type]
+        assert ledger.counts() == {"done": 1, "failed": 0, "quarantined": 0}
+    with Ledger.open(tmp_path) as ledger:
+        assert ledger.inputs() == {"/raws/ä.dng": known, "/raws/b.dng": Known(7, 8)}
+
+
+def test_what_a_run_was_about_to_write_is_known_as_its_own(tmp_path: Path):
+    with Ledger.open(tmp_path) as ledger:
+        ledger.record(DONE)
+        ledger.claim(["b.dng", "c/d.dng", "b.dng"])
+    with Ledger.open(tmp_path) as ledger:
+        assert ledger.claims() == {DONE.output_path, "b.dng", "c/d.dng"}
+
+
+def test_a_ledger_can_be_read_while_it_is_written_and_afterwards(tmp_path: Path):
+    with pytest.raises(DataError, match="holds no ledger"), Ledger.read(tmp_path):
+        pass
+    with Ledger.open(tmp_path) as ledger:
+        ledger.record(DONE)
+        with Ledger.read(tmp_path) as reader:
+            assert list(reader.rows()) == [DONE]
+            ledger.record(FAILED)
+            assert list(reader.rows()) == [DONE, FAILED]
+    with Ledger.read(tmp_path) as reader:
+        assert list(reader.rows()) == [DONE, FAILED]
+        with pytest.raises(DataError, match="cannot be used"):
+            reader.record(DONE)
 
 
 WRITER = """
@@ -252,7 +206,7 @@ def test_a_ledger_of_another_schema_is_refused(tmp_path: Path):
     connection = sqlite3.connect(ledger_file(tmp_path))
     connection.execute("PRAGMA user_version = 7")
     connection.close()
-    with pytest.raises(DataError, match=r"has schema 7, and .* knows schema 1: use"), Ledger.open(tmp_path):
+    with pytest.raises(DataError, match=r"has schema 7, and .* knows schema 2: use"), Ledger.open(tmp_path):
         pass
 
 

@@ -1,0 +1,1 @@
+"""What serves a run over an archive: its live line."""
