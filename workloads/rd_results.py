@@ -118,6 +118,8 @@ class Target:
 
     rate      mean of the BD-rates in MS-SSIM of the raws that count
     num_behind  raws on which the codec's best quality is below the other's worst: no rate tells that
+    ahead     percent of the other's bytes that the codec's smallest file saves where it looks better than the other's
+              best: at least that, of the raws of which no rate can tell
     overlap   from, to: the MS-SSIM that is compared at on any of them, in dB; None where there is none
     """
 
@@ -127,6 +129,7 @@ class Target:
     num_images: int
     rate: MeanBdRate
     num_behind: int
+    ahead: tuple[float, ...]
     overlap: tuple[float, float] | None
 
     @property
@@ -134,8 +137,9 @@ class Target:
         """None where it cannot be said: every raw must have a rate, or those that were hard would not count."""
         if self.num_behind or (self.rate.percent is not None and -self.rate.percent < self.wanted):
             return False
-        complete = self.rate.per_image and all(result.percent is not None for result in self.rate.per_image)
-        return True if complete else None
+        told = sum(result.percent is not None for result in self.rate.per_image)
+        told += sum(saved >= self.wanted for saved in self.ahead)
+        return True if told and told == self.num_images else None
 
     def __str__(self) -> str:
         what = f"{self.codec} against {self.anchor}"
@@ -144,6 +148,11 @@ class Target:
         verdict = {True: "met", False: "missed", None: "not decided"}[self.is_met]
         behind = f"; on {self.num_behind} of {self.num_images} raws its best is below the other's worst"
         behind = behind if self.num_behind else ""
+        if self.ahead:
+            behind += (
+                f"; on {len(self.ahead)} of {self.num_images} raws its smallest file is better than the other's best, "
+                f"with {min(self.ahead):.1f} % fewer bytes"
+            )
         if self.rate.percent is None or self.overlap is None:
             return f"{what}: {verdict}{behind or f' ({self.rate})'}"
         saved = -self.rate.percent
@@ -278,12 +287,23 @@ class Comparison:
                     ends = [span for span in spans if span is not None]
                     overlap = (min(low for low, _ in ends), max(high for _, high in ends)) if ends else None
                     num_behind = sum(self._is_behind(anchor, codec, image) for image in images)
-                    found.append(Target(codec, anchor, wanted, len(images), rate, num_behind, overlap))
+                    saved = [self._saved_ahead(anchor, codec, image) for image in images]
+                    ahead = tuple(percent for percent in saved if percent is not None)
+                    found.append(Target(codec, anchor, wanted, len(images), rate, num_behind, ahead, overlap))
         return found
 
     def _is_behind(self, anchor: str, codec: str, image: str) -> bool:
         curves = self.curves_of(image)
         return max(curves[codec].values("ms_ssim")) < min(best_part(curves[anchor], "ms_ssim").values("ms_ssim"))
+
+    def _saved_ahead(self, anchor: str, codec: str, image: str) -> float | None:
+        """Percent of bytes that the codec's smallest file saves against the anchor's best picture, if it is better."""
+        curves = self.curves_of(image)
+        ours, theirs = (best_part(curves[name], "ms_ssim").points for name in (codec, anchor))
+        smallest, best = min(ours, key=lambda point: point.bpp), max(theirs, key=lambda p: p.metrics["ms_ssim"])
+        if smallest.metrics["ms_ssim"] <= best.metrics["ms_ssim"]:
+            return None
+        return 100 * (1 - smallest.bpp / best.bpp)
 
     def saved_at_levels(self, codec: str) -> dict[float, dict[str, float | None]]:
         """MS-SSIM -> anchor -> percent fewer bytes of the mean curves; levels that no anchor shares are left out."""

@@ -372,7 +372,16 @@ def test_a_codec_whose_best_is_below_the_others_worst_misses_the_target_though_t
     assert target.rate.percent is None
     assert target.is_met is False
     assert "missed; on 1 of 1 raws its best is below the other's worst" in str(target)
+
+
+def test_a_codec_whose_smallest_file_is_better_than_the_others_best_is_judged_by_the_bytes_of_both():
+    """The other never comes where a rate could be taken; what it spends on its best is then the least that is saved."""
     (target,) = painted({OURS: 0.4, "JPEG XL": 1.0}, images={"a": 6400}, shift=20.0).targets
+    assert target.rate.percent is None
+    assert target.ahead == (pytest.approx(100 * (1 - 0.4 / 32)),)
+    assert target.is_met is True
+    assert "with 98.8 % fewer bytes" in str(target)
+    (target,) = painted({OURS: 30.0, "JPEG XL": 1.0}, images={"a": 6400}, shift=20.0).targets
     assert target.is_met is None
 
 
