@@ -51,7 +51,7 @@ from workloads.sweeps.plan import Plan
 from workloads.sweeps.results import Results
 from workloads.sweeps.search import Mode, Random, Searcher
 from workloads.sweeps.space import Axis
-from workloads.sweeps.trials import Ledger, Status, Trial, reports_of
+from workloads.sweeps.trials import COSTS, Ledger, Status, Trial, reports_of
 
 _OF_THE_SWEEP = ("name", "storage", "stores", "start_from", "workload")
 """Keys of a training that a sweep sets itself, or that cannot vary within it."""
@@ -96,8 +96,8 @@ class Config(Frozen):
     searcher: Searcher = Random()
     scheduler: Annotated[Asha | Pbt, Field(discriminator="kind")] | None = None
     metrics: dict[str, Mode] = Field(min_length=1)
-    """What is wanted, and which way: {val/psnr: max}. Of the first the scheduler takes its decisions; of several the
-    Pareto front is the result."""
+    """What is wanted, and which way: {val/psnr: max}, also {macs_per_pixel: min} or {num_parameters: min}. By the first
+    the scheduler decides; of several the Pareto front is the result."""
     seed: int = Field(default=0, ge=0)
     """Of the points that are drawn. The trials' own is the base's."""
     concurrency: int | None = Field(default=None, gt=0)
@@ -128,6 +128,10 @@ class Config(Frozen):
         if isinstance(self.scheduler, Pbt) and (listed or self.searcher.kind != "random"):
             raise ValueError(
                 "scheduler is pbt, which needs searcher.kind=random and no grids: it changes what is drawn"
+            )
+        if self.scheduler is not None and (first := next(iter(self.metrics))) in COSTS:
+            raise ValueError(
+                f"metrics: {first} comes first, by which no scheduler can decide: name one of val/ before it"
             )
         if ladders and self.scheduler is not None:
             raise ValueError(f"space.{ladders[0]} is a ladder, whose trials all must end: leave out scheduler")
@@ -348,7 +352,7 @@ class _Watcher(_OfThisDriver, tune.Callback):
             own.error = result["error"]
             return
         given = [name for name in result if name.startswith("val/")]
-        if given and (unknown := [name for name in self._metrics if name not in result]):
+        if given and (unknown := [name for name in self._metrics if name not in result and name not in COSTS]):
             self.error = ConfigError(
                 f"metrics: {', '.join(unknown)} is none of what validation gives: {', '.join(given)}"
             )

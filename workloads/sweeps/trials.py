@@ -22,6 +22,8 @@ from workloads.sweeps.space import Overrides
 
 _FILE = "trials.json"
 Status = Literal["running", "done", "stopped", "failed"]
+COSTS = ("macs_per_pixel", "num_parameters")
+"""Metrics of a network that no validation has to measure: its bundle's manifest knows them."""
 
 
 @dataclass
@@ -85,17 +87,29 @@ class Ledger:
 
 
 def metrics_of(run: Run) -> dict[str, float]:
-    """Validation metrics of the weights that the run has published: those of its best step. None without such."""
+    """Validation metrics of the weights that the run has published, those of its best step, and what they cost to run
+    (`COSTS`). None without such."""
     best = run.best
     if best is None:
         return {}
-    return {
+    measured = {
         name: value
         for name, points in run.series.items()
         if name.startswith("val/")
         for step, value in points
         if step == best.step
     }
+    return measured | _costs(run)
+
+
+def _costs(run: Run) -> dict[str, float]:
+    try:
+        manifest = json.loads((run.folder / "bundle" / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    # A codec's are by its parts.
+    totals = {name: manifest[name] for name in COSTS if name in manifest}
+    return {name: float(sum(cost.values()) if isinstance(cost, dict) else cost) for name, cost in totals.items()}
 
 
 def reports_of(run: Run) -> list[dict[str, float]]:

@@ -60,7 +60,8 @@ def sweep_of(
         ]
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         if values:
-            (run / "bundle" / "manifest.json").write_text(json.dumps({"trial": index}))
+            manifest = {"trial": index, "macs_per_pixel": 100.0 - index, "num_parameters": 7}
+            (run / "bundle" / "manifest.json").write_text(json.dumps(manifest))
     return Results(folder)
 
 
@@ -82,7 +83,17 @@ def results(tmp_path: Path) -> Results:
 def test_metrics_are_all_of_the_step_whose_weights_were_published(tmp_path: Path) -> None:
     results = sweep_of(tmp_path / "s", [{"optim.lr": 1e-3}], [{"psnr": [20.0, 30.0, 25.0], "bpp": [0.1, 0.9, 0.2]}])
     (trial,) = results.trials
-    assert (trial.step, trial.metrics) == (20, {"val/psnr": 30.0, "val/bpp": 0.9})
+    costs = {"macs_per_pixel": 100.0, "num_parameters": 7.0}
+    assert (trial.step, trial.metrics) == (20, {"val/psnr": 30.0, "val/bpp": 0.9} | costs)
+
+
+def test_what_a_network_costs_is_a_metric_as_any_other(tmp_path: Path) -> None:
+    """The second is better and cheaper than the first; the third is cheaper still, but worse."""
+    curves = [{"psnr": [value]} for value in (20.0, 30.0, 25.0)]
+    metrics = {"val/psnr": "max", "macs_per_pixel": "min"}
+    results = sweep_of(tmp_path / "s", [{"optim.lr": 1e-3}] * 3, curves, metrics=metrics)
+    assert sorted(trial.index for trial in results.front) == [1, 2]
+    assert results.best("macs_per_pixel").index == 2
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
@@ -140,7 +151,7 @@ def test_the_winner_is_copied_with_its_config(results: Results, tmp_path: Path) 
     best = results.best("val/bpp")
     promoted = promote(str(results.folder), str(tmp_path / "chosen"), best="val/bpp")
     assert promoted.trial.index == best.index == 0
-    assert json.loads((tmp_path / "chosen" / "bundle" / "manifest.json").read_text()) == {"trial": 0}
+    assert json.loads((tmp_path / "chosen" / "bundle" / "manifest.json").read_text())["trial"] == 0
     assert yaml.safe_load((tmp_path / "chosen" / "run.yaml").read_text())["name"] == "000"
     assert promote(str(results.folder), trial=3).folder == results.folder / "promoted"
 
