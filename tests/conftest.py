@@ -20,6 +20,7 @@ settings.load_profile("stillgrain")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)  # before the marks are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `-n 2 --dist loadgroup`: a file stays with one process, whose fixtures its tests share. The files that share
     a Ray cluster stay with one too, and come first, since nothing takes longer."""
