@@ -41,7 +41,7 @@ demo-sweep: $(INSTALLED)
 # JOBS=1 runs one test after another; ARGS=tests/library tests less.
 JOBS ?= 2
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

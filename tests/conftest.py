@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from library.bundle import write_bundle
 from library.files.dng import write_cfa_dng
@@ -20,14 +23,24 @@ settings.load_profile("stillgrain")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-@pytest.hookimpl(tryfirst=True)  # before the marks are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `-n 2 --dist loadgroup`: a file stays with one process, whose fixtures its tests share. The files that share
-    a Ray cluster stay with one too, and come first, since nothing takes longer."""
-    on_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in on_ray else str(item.path)))
-    items.sort(key=lambda item: item.path not in on_ray)
+    """The files that share a Ray cluster come first, since nothing takes longer."""
+    items.sort(key=lambda item: _scope(item.path) != "ray")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """For `-n 2`: a file stays with one process, whose fixtures its tests share; all on Ray share one process too."""
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _scope(config.rootpath / nodeid.partition("::")[0])
+
+    return ByFile(config, log)
+
+
+@functools.cache
+def _scope(file: Path) -> str:
+    return "ray" if "ray_cluster" in file.read_text(encoding="utf-8") else str(file)
 
 
 @pytest.fixture(scope="session", autouse=True)
