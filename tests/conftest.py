@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,13 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that share a Ray cluster come first, since nothing takes longer."""
+    """What starts Ray comes first, since nothing takes longer."""
     items.sort(key=lambda item: _scope(item.path) != "ray")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """For `-n 2`: a file stays with one process, whose fixtures its tests share; all on Ray share one process too."""
+    """For `-n 2`: a file stays with one process, whose fixtures its tests share. All that may start Ray stays with one
+    process too: several Rays that come and go side by side on one machine have taken each other down."""
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
@@ -38,9 +38,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     return ByFile(config, log)
 
 
-@functools.cache
 def _scope(file: Path) -> str:
-    return "ray" if "ray_cluster" in file.read_text(encoding="utf-8") else str(file)
+    return str(file) if Path(__file__).parent / "library" in file.parents else "ray"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -191,7 +191,8 @@ def test_a_trial_that_is_killed_goes_on_to_the_same_bits_and_the_scheduler_stops
             command, cwd=ROOT, env=os.environ | {"RAY_ADDRESS": ray_cluster}, stdout=log, stderr=subprocess.STDOUT
         )
         wait_until(lambda: bool(checkpoints(first)) or driver.poll() is not None)
-        for actor in list_actors(filters=[("state", "=", "ALIVE"), ("class_name", "=", "ImplicitFunc")]):
+        alive = [("state", "=", "ALIVE"), ("class_name", "=", "ImplicitFunc")]
+        for actor in list_actors(address=ray_cluster, filters=alive):
             os.kill(actor.pid, signal.SIGKILL)
         assert driver.wait(240) == 0, (tmp_path / "log").read_text()
     rows = search(data).results.rows()
