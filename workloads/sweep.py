@@ -195,10 +195,12 @@ def _run_trials(config: Config, plan: Plan) -> None:
     at_once = plan.at_once(nodes)
     print(plan.reckoning(nodes), file=sys.stderr, flush=True)
     population = isinstance(config.scheduler, Pbt)
+    jobs: list[dict[str, Any]] = []
     if population:
         for index in plan.missing():
             plan.begin(index)
-    jobs = [plan.job(trial) | {_IN_POPULATION: True} for trial in plan.ledger.trials if trial.status == "running"]
+        begun = (trial for trial in plan.ledger.trials if trial.status == "running")
+        jobs = [plan.job(trial) | {_IN_POPULATION: True} for trial in begun]
     watcher = _Watcher(config, plan)
     # Loggers of Tune's own would write down what our runs record already; nor shall it print above our own line.
     # A report of an error has no metrics, which is no error of its own.
