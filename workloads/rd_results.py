@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,6 +26,7 @@ from library.rate_distortion import (
     decibels,
     mean_bd_rate,
 )
+from workloads.journal import Journal
 from workloads.rd_methods import DENOISED_JPEG_XL, NOISE_KEPT, NOISY_JPEG_XL
 from workloads.rd_scenes import RAWS, Kind
 
@@ -81,35 +80,11 @@ class Measurement:
         return Measurement(**content | {"metrics": metrics})
 
 
-class Results:
-    """The measurements in a folder's `results.jsonl`. A line that was cut short counts as not there."""
+class Results(Journal[Measurement]):
+    """See `Journal`."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "results.jsonl"
-        self.by_key: dict[str, Measurement] = {}
-        if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    measurement = Measurement.from_line(line)
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    continue
-                self.by_key[measurement.key] = measurement
-
-    def append(self, measurement: Measurement) -> None:
-        """It is on the disk on return."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab+") as file:
-            if file.tell() and not _ends_a_line(file):
-                file.write(b"\n")
-            file.write(measurement.to_line().encode())
-            file.flush()
-            os.fsync(file.fileno())
-        self.by_key[measurement.key] = measurement
-
-
-def _ends_a_line(file: Any) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
+        super().__init__(folder, Measurement.from_line)
 
 
 @dataclass(frozen=True)

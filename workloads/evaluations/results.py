@@ -11,7 +11,6 @@ import io
 import itertools
 import json
 import math
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -31,6 +30,7 @@ from library.files.atomic import whole_file
 from workloads.evaluations.methods import METRICS, NOISY, Role
 from workloads.evaluations.statistics import Mean, means_over_scenes
 from workloads.evaluations.suites import Buckets
+from workloads.journal import Journal
 
 
 @dataclass(frozen=True)
@@ -73,35 +73,11 @@ class Measurement:
         return Measurement(**content | {"metrics": {name: float(v) for name, v in content["metrics"].items()}})
 
 
-class Results:
-    """The measurements in a folder's `results.jsonl`. A line that was cut short counts as not there."""
+class Results(Journal[Measurement]):
+    """See `Journal`."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "results.jsonl"
-        self.by_key: dict[str, Measurement] = {}
-        if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    measurement = Measurement.from_line(line)
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    continue
-                self.by_key[measurement.key] = measurement
-
-    def append(self, measurement: Measurement) -> None:
-        """It is on the disk on return."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab+") as file:
-            if file.tell() and not _ends_a_line(file):
-                file.write(b"\n")
-            file.write(measurement.to_line().encode())
-            file.flush()
-            os.fsync(file.fileno())
-        self.by_key[measurement.key] = measurement
-
-
-def _ends_a_line(file: Any) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
+        super().__init__(folder, Measurement.from_line)
 
 
 class MethodFacts(NamedTuple):
