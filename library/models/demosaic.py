@@ -11,25 +11,33 @@ from torch import Tensor, nn
 from library.models.blocks.bilinear import BilinearDemosaic
 from library.models.blocks.image_model import ImageModel, ModelConfig
 from library.models.blocks.precision import full_precision
+from library.models.blocks.reach import Geometry
 from library.ops.cfa import unpack_cfa
 from library.ops.demosaic import demosaic_malvar
+from library.ops.menon import MENON_REACH, demosaic_menon
 
 
 class Config(ModelConfig):
     kind: Literal["demosaic"] = "demosaic"
     in_channels: Literal[3, 4] = 4
     """4: packed R, G1, G2, B; 3: lin_rec2020."""
-    method: Literal["bilinear", "malvar", "identity"] = "bilinear"
-    """Filters of the demosaic. Three-channel input is a picture already: `identity`."""
+    method: Literal["bilinear", "malvar", "menon", "identity"] = "bilinear"
+    """How the missing colours are found: menon looks where edges run, the others are filters. Three-channel input is a
+    picture already: `identity`."""
 
     @model_validator(mode="after")
     def _method_fits_input(self) -> Config:
         if (self.in_channels == 3) != (self.method == "identity"):
             raise ValueError(
                 f"method '{self.method}' does not fit in_channels {self.in_channels}: "
-                "set method to 'identity' for 3 channels, to 'bilinear' or 'malvar' for 4"
+                "set method to 'identity' for 3 channels, to 'bilinear', 'malvar' or 'menon' for 4"
             )
         return self
+
+    @property
+    def geometry(self) -> Geometry:
+        """Reach and lattice, measured. A decision stops what they are measured with, so Menon's are known instead."""
+        return Geometry(MENON_REACH // 2, 1) if self.method == "menon" else super().geometry
 
     def build(self) -> Demosaic:
         return Demosaic(self)
@@ -46,7 +54,9 @@ class Demosaic(ImageModel):
         self.config = config
         self.in_channels = config.in_channels
         self.scale = 2 if config.in_channels == 4 else 1
-        self.method = {"bilinear": BilinearDemosaic, "malvar": _Malvar, "identity": nn.Identity}[config.method]()
+        self.method = {"bilinear": BilinearDemosaic, "malvar": _Malvar, "menon": _Menon, "identity": nn.Identity}[
+            config.method
+        ]()
 
     def forward(self, x: Tensor) -> Tensor:
         with full_precision(x):
@@ -56,3 +66,8 @@ class Demosaic(ImageModel):
 class _Malvar(nn.Module):
     def forward(self, packed: Tensor) -> Tensor:
         return demosaic_malvar(unpack_cfa(packed))
+
+
+class _Menon(nn.Module):
+    def forward(self, packed: Tensor) -> Tensor:
+        return demosaic_menon(unpack_cfa(packed))
