@@ -1,4 +1,4 @@
-"""Linear colour spaces: camera RGB, CIE XYZ (D65), linear Rec.2020 and linear sRGB.
+"""Linear colour spaces: camera RGB, CIE XYZ (D65), linear Rec.2020 and linear sRGB; by name also Display P3 and ACES.
 
 A matrix is named by its direction and acts on column vectors: `xyz = camera_to_xyz @ camera_rgb`. Matrices are built in
 float64 on the CPU (a float32 inverse loses digits that a colour keeps) and applied in float32, elementwise, so that
@@ -7,6 +7,8 @@ as constants: no gradient reaches a matrix.
 """
 
 from __future__ import annotations
+
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -19,6 +21,15 @@ Matrix = Tensor | np.ndarray
 REC2020_PRIMARIES = ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046))
 SRGB_PRIMARIES = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
 D65_WHITE = (0.3127, 0.3290)
+# SMPTE RP 431-2 (the primaries of DCI-P3), with D65 as SMPTE EG 432-1 and Display P3 have it.
+P3_PRIMARIES = ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))
+# SMPTE ST 2065-1 (AP0) and Academy S-2014-004 (AP1); their white is near to D60.
+AP0_PRIMARIES = ((0.7347, 0.2653), (0.0, 1.0), (0.0001, -0.0770))
+AP1_PRIMARIES = ((0.713, 0.293), (0.165, 0.830), (0.128, 0.044))
+ACES_WHITE = (0.32168, 0.33767)
+
+LinearSpace = Literal["xyz", "lin_rec2020", "lin_srgb", "lin_p3", "aces_ap0", "aces_ap1"]
+"""xyz: CIE 1931, white D65. lin_p3: Display P3 in linear light. aces_ap0: ACES2065-1; aces_ap1: ACEScg."""
 
 
 def xy_to_xyz(xy: tuple[float, float]) -> Tensor:
@@ -43,8 +54,51 @@ LIN_REC2020_TO_XYZ = primaries_to_xyz_matrix(REC2020_PRIMARIES, D65_WHITE)
 LIN_SRGB_TO_XYZ = primaries_to_xyz_matrix(SRGB_PRIMARIES, D65_WHITE)
 XYZ_TO_LIN_REC2020 = torch.linalg.inv(LIN_REC2020_TO_XYZ)
 XYZ_TO_LIN_SRGB = torch.linalg.inv(LIN_SRGB_TO_XYZ)
+_BRADFORD = torch.tensor(
+    [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]], dtype=torch.float64
+)
+"""XYZ to the cone responses in which a white is adapted to another (Lam 1985, as ICC.1:2022 annex E has it)."""
+
+
+def adaptation_matrix(white: tuple[float, float], to_white: tuple[float, float] = D65_WHITE) -> Tensor:
+    """XYZ under one white to XYZ of the same appearance under another, after Bradford: (3, 3) float64."""
+    cones, to_cones = _BRADFORD @ xy_to_xyz(white), _BRADFORD @ xy_to_xyz(to_white)
+    return torch.linalg.solve(_BRADFORD, torch.diag(to_cones / cones) @ _BRADFORD)
+
+
+_ACES_TO_D65 = adaptation_matrix(ACES_WHITE)
+_TO_XYZ: dict[str, Tensor] = {
+    "xyz": torch.eye(3, dtype=torch.float64),
+    "lin_rec2020": LIN_REC2020_TO_XYZ,
+    "lin_srgb": LIN_SRGB_TO_XYZ,
+    "lin_p3": primaries_to_xyz_matrix(P3_PRIMARIES, D65_WHITE),
+    "aces_ap0": _ACES_TO_D65 @ primaries_to_xyz_matrix(AP0_PRIMARIES, ACES_WHITE),
+    "aces_ap1": _ACES_TO_D65 @ primaries_to_xyz_matrix(AP1_PRIMARIES, ACES_WHITE),
+}
 LIN_REC2020_TO_LIN_SRGB = XYZ_TO_LIN_SRGB @ LIN_REC2020_TO_XYZ
 LIN_SRGB_TO_LIN_REC2020 = XYZ_TO_LIN_REC2020 @ LIN_SRGB_TO_XYZ
+
+
+def space_matrix(source: LinearSpace, target: LinearSpace) -> Tensor:
+    """One linear space -> another: (3, 3) float64. White maps to white: ACES's is adapted to D65 (Bradford).
+
+    ValueError for a space that is not known.
+    """
+    for name in (source, target):
+        if name not in _TO_XYZ:
+            raise ValueError(f"{name!r} is no linear colour space: there are {', '.join(get_args(LinearSpace))}")
+    return torch.linalg.solve(_TO_XYZ[target], _TO_XYZ[source])
+
+
+def convert_space(rgb: Tensor, source: LinearSpace, target: LinearSpace) -> Tensor:
+    """A picture in one linear space -> the same in another.
+
+    rgb      (..., 3, H, W), below 0 (outside the gamut) and above 1 legal
+    returns  (..., 3, H, W) float32, unclipped
+
+    ValueError for a space that is not known, and other than three planes.
+    """
+    return apply_matrix(rgb, space_matrix(source, target))
 
 
 def camera_to_xyz(xyz_to_camera: Matrix) -> Tensor:

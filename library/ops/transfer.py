@@ -14,6 +14,9 @@ from torch import Tensor
 _M1, _M2 = 2610 / 16384, 2523 / 32
 _C1, _C2, _C3 = 3424 / 4096, 2413 / 128, 2392 / 128
 
+# Academy S-2016-001, "ACEScct": a logarithm with a straight toe.
+_LOG_BREAK, _LOG_SLOPE, _LOG_OFFSET = 2.0**-7, 10.5402377416545, 0.0729055341958355
+
 # The slope of PQ is infinite at 0. Below this scene-linear value, the chord through the origin stands in for the curve,
 # which it misses by less than 3e-5 (two steps of 16 bits). `_PQ_TOE_CODE` is the curve's value there.
 _PQ_TOE, _PQ_TOE_CODE = 1e-6, 6.06704668e-5
@@ -101,3 +104,18 @@ def pq_decode(encoded: Tensor) -> Tensor:
     curve = torch.where(video < 0.081, video / 4.5, power) / 59.5208
     line = encoded * (_PQ_TOE / _PQ_TOE_CODE)
     return torch.where(encoded.abs() < _PQ_TOE_CODE, line, encoded.sign() * curve)
+
+
+def log_encode(linear: Tensor) -> Tensor:
+    """ACEScct (Academy S-2016-001): 17.52 stops over 0 ... 1, mid grey 0.18 at 0.4136, any negative on a straight line.
+
+    Alone among these curves it does not keep 0 and 1: black has the code 0.073, and white 0.555.
+    """
+    curve = (torch.log2(linear.clamp_min(_LOG_BREAK)) + 9.72) / 17.52
+    return torch.where(linear <= _LOG_BREAK, _LOG_SLOPE * linear + _LOG_OFFSET, curve)
+
+
+def log_decode(encoded: Tensor) -> Tensor:
+    """The inverse of `log_encode`, on any value."""
+    at_break = _LOG_SLOPE * _LOG_BREAK + _LOG_OFFSET
+    return torch.where(encoded <= at_break, (encoded - _LOG_OFFSET) / _LOG_SLOPE, 2 ** (encoded * 17.52 - 9.72))

@@ -45,6 +45,41 @@ def test_matrices_of_the_standard_spaces_are_those_of_colour_science(to_xyz: Ten
     np.testing.assert_allclose(from_xyz.numpy(), np.linalg.inv(oracle(name)), atol=1e-12)
 
 
+NAMED = {
+    "lin_rec2020": "ITU-R BT.2020",
+    "lin_srgb": "sRGB",
+    "lin_p3": "Display P3",
+    "aces_ap0": "ACES2065-1",
+    "aces_ap1": "ACEScg",
+}
+
+
+@pytest.mark.parametrize("target", NAMED)
+@pytest.mark.parametrize("source", NAMED)
+def test_between_any_two_named_spaces_is_as_colour_science_has_it(source: color.LinearSpace, target: color.LinearSpace):
+    expected = np.linalg.inv(adapted(NAMED[target])) @ adapted(NAMED[source])
+    np.testing.assert_allclose(color.space_matrix(source, target).numpy(), expected, atol=1e-9)
+
+
+def adapted(name: str) -> np.ndarray:
+    """RGB -> XYZ under D65, by colour-science's own Bradford transform."""
+    white, d65 = (colour.xy_to_XYZ(xy) for xy in (colour.RGB_COLOURSPACES[name].whitepoint, color.D65_WHITE))
+    return colour.adaptation.matrix_chromatic_adaptation_VonKries(white, d65, transform="Bradford") @ oracle(name)
+
+
+@pytest.mark.parametrize("space", NAMED)
+def test_every_named_space_has_white_at_one_and_comes_back_from_xyz(space: color.LinearSpace):
+    torch.testing.assert_close(color.convert_space(WHITE, space, "xyz"), D65_WHITE_IMAGE, atol=2e-6, rtol=0)
+    rgb = random_rgb(2, 3, 4, 5)
+    there = color.convert_space(rgb, space, "aces_ap0")
+    torch.testing.assert_close(color.convert_space(there, "aces_ap0", space), rgb, atol=1e-5, rtol=1e-5)
+
+
+def test_a_space_that_nobody_knows_is_refused_with_those_that_are():
+    with pytest.raises(ValueError, match="'adobe' is no linear colour space: there are xyz, lin_rec2020"):
+        color.space_matrix("adobe", "xyz")  # pyright: ignore[reportArgumentType]
+
+
 def test_the_srgb_matrix_rounds_to_the_one_in_the_standard():
     """IEC 61966-2-1 prints four decimals."""
     published = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]

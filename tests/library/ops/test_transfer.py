@@ -13,6 +13,8 @@ from torch import Tensor
 from library.ops.transfer import (
     gamma22_decode,
     gamma22_encode,
+    log_decode,
+    log_encode,
     pq_decode,
     pq_encode,
     root_decode,
@@ -114,6 +116,25 @@ def test_pq_is_that_of_colour_science():
     np.testing.assert_allclose(
         pq_decode(torch.from_numpy(expected)), colour.models.oetf_inverse_BT2100_PQ(expected), rtol=1e-6
     )
+
+
+def test_the_log_curve_is_acescct_of_colour_science_and_comes_back():
+    values = np.concatenate([np.linspace(-0.01, 0.01, 401), np.geomspace(0.01, 200, 1001)])
+    with np.errstate(divide="ignore", invalid="ignore"):  # of the branch that is not taken
+        expected = colour.models.log_encoding_ACEScct(values)
+    codes = log_encode(torch.from_numpy(values))
+    np.testing.assert_allclose(codes, expected, atol=1e-12)
+    np.testing.assert_allclose(log_decode(codes), values, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(log_decode(codes.float()), values, rtol=1e-4, atol=1e-7)
+    assert (codes.diff() > 0).all()
+
+
+def test_the_log_curve_has_finite_gradients_on_both_sides_of_its_break():
+    values = torch.tensor([-1.0, 0.0, 2.0**-7, 0.18, 100.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(log_encode, (values.detach()[[0, 1, 3, 4]].requires_grad_(),))
+    log_decode(log_encode(values)).sum().backward()
+    assert values.grad is not None
+    torch.testing.assert_close(values.grad, torch.ones_like(values))
 
 
 def test_pq_codes_100_cd_per_m2_as_the_standard_does():
