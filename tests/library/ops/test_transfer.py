@@ -119,7 +119,7 @@ def test_pq_is_that_of_colour_science():
 
 
 def test_the_log_curve_is_acescct_of_colour_science_and_comes_back():
-    values = np.concatenate([np.linspace(-0.01, 0.01, 401), np.geomspace(0.01, 200, 1001)])
+    values = np.concatenate([np.linspace(-0.01, 0.01, 401), np.geomspace(0.011, 200, 1001)])
     with np.errstate(divide="ignore", invalid="ignore"):  # of the branch that is not taken
         expected = colour.models.log_encoding_ACEScct(values)
     codes = log_encode(torch.from_numpy(values))
