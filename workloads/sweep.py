@@ -43,7 +43,7 @@ from library.memory import keep_freed_memory
 from library.training.world import World
 from workloads.launch import Host, LaunchConfig
 from workloads.progress import TrialBar
-from workloads.ray_session import ray_session
+from workloads.ray_session import ray_session, wait_for_room
 from workloads.runs.read import read_run
 from workloads.sweeps.branch import branch
 from workloads.sweeps.page import write_sweep_page
@@ -191,6 +191,9 @@ def _run_trials(config: Config, plan: Plan) -> None:
     for trial in plan.waiting():
         if trial.status == "failed":
             trial.status, trial.error = "running", None
+    scaling = plan.base.scaling
+    each = {"CPU": scaling.cpus_per_worker, "GPU": scaling.gpus_per_worker}
+    wait_for_room(scaling.most_workers, each, plan.base.start_within_s)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     at_once = plan.at_once(nodes)
     print(plan.reckoning(nodes), file=sys.stderr, flush=True)
@@ -326,9 +329,6 @@ class _Suggestions(_OfThisDriver, TuneSearcher):
     def save(self, checkpoint_path: str) -> None:
         """What counts is in the ledger."""
         Path(checkpoint_path).touch()
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a sweep goes on from its own folder")
 
 
 class _Watcher(_OfThisDriver, tune.Callback):

@@ -13,30 +13,35 @@ from library.models.blocks.image_model import ImageModel, ModelConfig
 from library.models.blocks.precision import full_precision
 from library.models.blocks.reach import Geometry
 from library.ops.cfa import unpack_cfa
+from library.ops.cfa_planes import interpolate_cfa_planes
 from library.ops.demosaic import demosaic_malvar
-from library.ops.menon import MENON_REACH, demosaic_menon
+from library.ops.directional import MENON_REACH, demosaic_menon
 
 
 class Config(ModelConfig):
     kind: Literal["demosaic"] = "demosaic"
-    in_channels: Literal[3, 4] = 4
-    """4: packed R, G1, G2, B; 3: lin_rec2020."""
+    in_channels: Literal[3, 4, 5] = 4
+    """4: packed R, G1, G2, B; 5: CFA planes of Bayer or X-Trans; 3: lin_rec2020."""
     method: Literal["bilinear", "malvar", "menon", "identity"] = "bilinear"
-    """How the missing colours are found: menon looks where edges run, the others are filters. Three-channel input is a
-    picture already: `identity`."""
+    """How the missing colours are found: menon looks where edges run, the others are filters. CFA planes know
+    `bilinear` only. Three-channel input is a picture already: `identity`."""
 
     @model_validator(mode="after")
     def _method_fits_input(self) -> Config:
-        if (self.in_channels == 3) != (self.method == "identity"):
+        known = {3: ("identity",), 4: ("bilinear", "malvar", "menon"), 5: ("bilinear",)}[self.in_channels]
+        if self.method not in known:
             raise ValueError(
                 f"method '{self.method}' does not fit in_channels {self.in_channels}: "
-                "set method to 'identity' for 3 channels, to 'bilinear', 'malvar' or 'menon' for 4"
+                "set method to 'identity' for 3 channels, to 'bilinear', 'malvar' or 'menon' for 4, to 'bilinear' for 5"
             )
         return self
 
     @property
     def geometry(self) -> Geometry:
-        """Reach and lattice, measured. A decision stops what they are measured with, so Menon's are known instead."""
+        """Reach and lattice, measured. A decision stops what they are measured with, so those of methods that decide
+        are known instead: Menon's, and that of CFA planes, which looks two pixels far along the border only."""
+        if self.in_channels == 5:
+            return Geometry(2, 1)
         return Geometry(MENON_REACH // 2, 1) if self.method == "menon" else super().geometry
 
     def build(self) -> Demosaic:
@@ -44,7 +49,8 @@ class Config(ModelConfig):
 
 
 class Demosaic(ImageModel):
-    """(N, 4, h, w) packed mosaic -> (N, 3, 2h, 2w) camera RGB, or (N, 3, H, W) lin_rec2020 -> same; any h and w."""
+    """(N, 4, h, w) packed mosaic -> (N, 3, 2h, 2w) camera RGB, (N, 5, H, W) CFA planes -> (N, 3, H, W), or (N, 3, H, W)
+    lin_rec2020 -> same; any h and w."""
 
     parts: ClassVar = {}
     config: Config
@@ -54,13 +60,17 @@ class Demosaic(ImageModel):
         self.config = config
         self.in_channels = config.in_channels
         self.scale = 2 if config.in_channels == 4 else 1
-        self.method = {"bilinear": BilinearDemosaic, "malvar": _Malvar, "menon": _Menon, "identity": nn.Identity}[
-            config.method
-        ]()
+        methods = {"bilinear": BilinearDemosaic, "malvar": _Malvar, "menon": _Menon, "identity": nn.Identity}
+        self.method = _Interpolation() if config.in_channels == 5 else methods[config.method]()
 
     def forward(self, x: Tensor) -> Tensor:
         with full_precision(x):
             return self.method(x.float())
+
+
+class _Interpolation(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return interpolate_cfa_planes(x[:, :1], x[:, 1:4])
 
 
 class _Malvar(nn.Module):

@@ -1,17 +1,36 @@
 """The colour filter array: where each colour is measured, and how a mosaic becomes planes.
 
-A `cfa` is its letters read row by row from the top-left tile. Every Bayer phase is brought to RGGB by moving the origin
-by at most one line a side: by mirrored lines, which lose no photosite, or by dropping lines, which invents none (Liu et
-al. 2019, "Learning Raw Image Denoising With Bayer Pattern Unification and Bayer Preserving Augmentation": pad to infer,
-crop to train).
+A `cfa` is its letters read row by row from the top-left tile: 4 of a Bayer CFA, 36 of Fujifilm's X-Trans. Every Bayer
+phase is brought to RGGB by moving the origin by at most one line a side: by mirrored lines, which lose no photosite, or
+by dropping lines, which invents none (Liu et al. 2019, "Learning Raw Image Denoising With Bayer Pattern Unification and
+Bayer Preserving Augmentation": pad to infer, crop to train). X-Trans has no planes of its own that a network could be
+given at a lower resolution; `library.ops.cfa_planes` has what both are given as.
 """
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
-BAYER_PHASES = ("RGGB", "GRBG", "GBRG", "BGGR")
+from library.ops.cfa_letters import BAYER_PHASES, CFA_PHASES, XTRANS_PHASES, cfa_period, shift_cfa
+
+__all__ = ["BAYER_PHASES", "CFA_PHASES", "XTRANS_PHASES", "cfa_period", "shift_cfa"]
+
+
+@functools.cache
+def _tile(cfa: str) -> Tensor:
+    side = cfa_period(cfa)
+    return torch.tensor(["RGB".index(letter) for letter in cfa]).reshape(side, side)
+
+
+def cfa_tile(cfa: str) -> Tensor:
+    """The colours of a CFA's tile: (2, 2) or (6, 6) int64, 0 red, 1 green, 2 blue.
+
+    ValueError for other than 4 or 36 letters R, G and B.
+    """
+    return _tile(cfa).clone()
 
 
 def rggb_offset(cfa: str) -> tuple[int, int]:
@@ -20,7 +39,10 @@ def rggb_offset(cfa: str) -> tuple[int, int]:
     ValueError for anything but one of `BAYER_PHASES`.
     """
     if cfa not in BAYER_PHASES:
-        raise ValueError(f"cfa is {cfa!r}, which is no Bayer phase: expected one of {', '.join(BAYER_PHASES)}")
+        raise ValueError(
+            f"cfa is {cfa!r}, which is no Bayer phase: expected one of {', '.join(BAYER_PHASES)}"
+            + (", and X-Trans only goes through models of CFA planes or of pictures" if cfa in XTRANS_PHASES else "")
+        )
     return divmod(cfa.index("R"), 2)
 
 
@@ -41,6 +63,59 @@ def mirror_pad(image: Tensor, dim: int, before: int, after: int) -> Tensor:
     # The mirrored lines are a triangle wave, so an image smaller than its padding works too.
     lines = torch.arange(-before, last + 1 + after, device=image.device).remainder(2 * last)
     return image.index_select(dim, torch.minimum(lines, 2 * last - lines))
+
+
+def pad_mosaic(mosaic: Tensor, cfa: str, *, top: int = 0, bottom: int = 0, left: int = 0, right: int = 0) -> Tensor:
+    """A mosaic with more lines around it, mirrored about lines about which its CFA is symmetric: each added photosite
+    is of the colour that the CFA has there.
+
+    mosaic   (..., H, W) of any dtype, at least a tile a side, top-left pixel at CFA tile (0, 0)
+    returns  (..., top + H + bottom, left + W + right), whose CFA is shift_cfa(cfa, -top, -left)
+
+    A Bayer CFA is symmetric about every line, X-Trans about each third one: the last two lines before an edge may not
+    be seen in its mirror. ValueError for a mosaic smaller than a tile.
+    """
+    tile = _tile(cfa)
+    period = len(tile)
+    if min(mosaic.shape[-2:]) < period:
+        raise ValueError(
+            f"mosaic is {tuple(mosaic.shape[-2:])}, smaller than a tile of its CFA, {period} x {period}: nothing to "
+            "mirror"
+        )
+    for dim, before, after in ((0, top, bottom), (1, left, right)):
+        if before or after:
+            symmetric = [i for i in range(period) if torch.equal(tile, tile.flip(dim).roll(2 * i + 1, dim))]
+            lines = _mirrored_lines(mosaic.shape[dim - 2], before, after, symmetric, period)
+            mosaic = mosaic.index_select(dim - 2, lines.to(mosaic.device))
+    return mosaic
+
+
+def _mirrored_lines(num_lines: int, before: int, after: int, symmetric: list[int], period: int) -> Tensor:
+    """Which line stands at -before ... num_lines - 1 + after, mirrored about the outermost symmetric lines."""
+    first = symmetric[0]
+    last = max(i + (num_lines - 1 - i) // period * period for i in symmetric)
+    lines = torch.arange(-before, num_lines + after)
+    wave = (lines - first).remainder(2 * (last - first))
+    mirrored = first + torch.minimum(wave, 2 * (last - first) - wave)
+    return torch.where((lines >= 0) & (lines < num_lines), lines, mirrored)
+
+
+def crop_to_phase(mosaic: Tensor, cfa: str, phase: str) -> Tensor:
+    """Drops as few lines as it takes until a mosaic begins with another tile of the same CFA and holds whole tiles.
+
+    mosaic   (..., H, W) of any dtype, top-left pixel at CFA tile (0, 0)
+    phase    one of the tiles that `cfa` can begin with; `cfa` itself only cuts the ends
+    returns  (..., H', W'), a view, maybe empty
+
+    ValueError for a phase that no shift of the CFA gives.
+    """
+    period = cfa_period(cfa)
+    shifts = [(dy, dx) for dy in range(period) for dx in range(period) if shift_cfa(cfa, dy, dx) == phase]
+    if not shifts:
+        raise ValueError(f"a mosaic {cfa} cannot begin with {phase}: give a phase of the same CFA")
+    dy, dx = min(shifts, key=sum)
+    height, width = (max(n - d, 0) // period * period for n, d in zip(mosaic.shape[-2:], (dy, dx), strict=True))
+    return mosaic[..., dy : dy + height, dx : dx + width]
 
 
 def pad_to_rggb(mosaic: Tensor, cfa: str) -> Tensor:
@@ -125,11 +200,18 @@ def sample_cfa(rgb: Tensor, cfa: str = "RGGB") -> Tensor:
     rgb      (..., 3, H, W) of any dtype and size
     returns  (..., H, W), top-left pixel at CFA tile (0, 0)
 
-    ValueError for a CFA that is not Bayer.
+    Errors: `cfa_tile`.
     """
-    dy, dx = rggb_offset(cfa)
-    red, green, blue = rgb.unbind(-3)
-    mosaic = green.clone()
-    mosaic[..., dy::2, dx::2] = red[..., dy::2, dx::2]
-    mosaic[..., 1 - dy :: 2, 1 - dx :: 2] = blue[..., 1 - dy :: 2, 1 - dx :: 2]
+    tile = _tile(cfa)
+    period = len(tile)
+    planes = rgb.unbind(-3)
+    mosaic = planes[1].clone()
+    for color in (0, 2):
+        for y, x in (tile == color).nonzero().tolist():
+            mosaic[..., y::period, x::period] = planes[color][..., y::period, x::period]
     return mosaic
+
+
+def cfa_levels(levels: Tensor, height: int, width: int) -> Tensor:
+    """A value for each site of a tile, (n, n), as one for each photosite: (height, width) of the same dtype."""
+    return levels.repeat(-(-height // levels.shape[0]), -(-width // levels.shape[1]))[:height, :width]

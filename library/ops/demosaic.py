@@ -12,7 +12,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from library.ops.cfa import crop_from_rggb, crop_to_rggb, mirror_pad, pack_cfa, pad_to_rggb
+from library.ops.cfa import (
+    XTRANS_PHASES,
+    cfa_levels,
+    cfa_tile,
+    crop_from_rggb,
+    crop_to_phase,
+    crop_to_rggb,
+    mirror_pad,
+    pack_cfa,
+    pad_to_rggb,
+)
 
 _Kernel = tuple[tuple[float, ...], ...]
 
@@ -103,12 +113,30 @@ def _filter(planes: Tensor, y: int, x: int, kernel: _Kernel, scale: float) -> Te
 
 
 def demosaic_half_size(mosaic: Tensor, *, cfa: str = "RGGB") -> Tensor:
-    """One pixel for each 2x2 tile, of its own samples: no interpolation, hence no artefact, at half the resolution.
+    """One pixel for each smallest block that holds all colours, of its own samples: no interpolation, hence no artefact,
+    at half the resolution, of X-Trans at a third.
 
-    mosaic   (..., H, W), any size, top-left pixel at CFA tile (0, 0)
-    returns  (..., 3, H', W') with H', W' about half; green is the mean of its two samples
+    mosaic   (..., H, W) floating point, any size, top-left pixel at CFA tile (0, 0)
+    returns  (..., 3, H', W'), about half of H and W (2x2 blocks) or a third (3x3 blocks of X-Trans); a colour is the
+             mean of its samples. Blocks that are not whole are left out
 
-    ValueError for a CFA that is not Bayer.
+    ValueError for a CFA that is neither Bayer nor X-Trans.
     """
+    if cfa in XTRANS_PHASES:
+        return _xtrans_blocks(mosaic, cfa)
     red, green1, green2, blue = pack_cfa(crop_to_rggb(mosaic, cfa)).unbind(-3)
     return torch.stack([red, (green1 + green2) / 2, blue], dim=-3)
+
+
+def _xtrans_blocks(mosaic: Tensor, cfa: str) -> Tensor:
+    """(..., H, W) to (..., 3, H', W'): each block has five greens, and two of the other colours."""
+    phase = XTRANS_PHASES[0]
+    mosaic = crop_to_phase(mosaic, cfa, phase)
+    labels = cfa_levels(cfa_tile(phase), *mosaic.shape[-2:]).to(mosaic.device)
+    planes = torch.stack([labels == color for color in range(3)]).to(mosaic.dtype)
+    return _block_sums(mosaic.unsqueeze(-3) * planes) / _block_sums(planes)
+
+
+def _block_sums(x: Tensor) -> Tensor:
+    """(..., 3h, 3w) -> (..., h, w)."""
+    return x.unflatten(-1, (-1, 3)).unflatten(-3, (-1, 3)).sum((-3, -1))

@@ -7,15 +7,24 @@ that as a lift.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+from library.ops.cfa import cfa_levels
+
+WhiteLevel = Literal["decoder", "camera", "minimum"]
+"""Which count of a raw file is scene-linear 1, where sources disagree (by up to 24 percent between decoders): that of
+the decoder, LibRaw; the camera's own, from its maker notes; or the lower one, at which every clipped photosite is white.
+"""
 
 
 def normalize_levels(mosaic: Tensor, black_level: Tensor, white_level: float) -> Tensor:
     """Sensor counts to scene-linear: black level to 0, white level to 1.
 
     mosaic       (..., H, W) DN of any dtype and size, top-left pixel at CFA tile (0, 0)
-    black_level  (2, 2) DN, by CFA tile position
+    black_level  (2, 2) or (6, 6) DN, by CFA tile position
     white_level  DN at which a photosite saturates
     returns      (..., H, W) float32, unclipped: noise around black stays negative, a count above white exceeds 1
 
@@ -29,7 +38,7 @@ def denormalize_levels(scene_linear: Tensor, black_level: Tensor, white_level: f
     """Scene-linear to sensor counts: the inverse of `normalize_levels`.
 
     scene_linear  (..., H, W), below 0 and above 1 legal
-    black_level   (2, 2) DN, by CFA tile position
+    black_level   (2, 2) or (6, 6) DN, by CFA tile position
     white_level   DN at which a photosite saturates
     returns       (..., H, W) DN as float32, unclipped and not rounded: see `quantize`
 
@@ -54,6 +63,4 @@ def _tile_levels(black_level: Tensor, white_level: float, mosaic: Tensor) -> Ten
         raise ValueError(
             f"black_level {black_level.tolist()} is not below white_level {white_level}: check the raw's levels"
         )
-    height, width = mosaic.shape[-2:]
-    tile = black_level.to(mosaic.device, torch.float32)
-    return tile.repeat(-(-height // tile.shape[0]), -(-width // tile.shape[1]))[:height, :width]
+    return cfa_levels(black_level.to(mosaic.device, torch.float32), *mosaic.shape[-2:])

@@ -28,7 +28,7 @@ from library.files.dng import write_cfa_dng
 from library.files.metadata import ImageMetadata
 from library.ops.cfa import sample_cfa
 from library.ops.demosaic import demosaic_bilinear, demosaic_malvar
-from library.ops.menon import demosaic_menon
+from library.ops.directional import demosaic_ahd, demosaic_menon
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -69,6 +69,7 @@ METHODS = {
     "Malvar 2004, ours": ours(demosaic_malvar),
     "Malvar 2004, colour-demosaicing": theirs(colour_demosaicing.demosaicing_CFA_Bayer_Malvar2004),
     "AHD, LibRaw": libraw(rawpy.DemosaicAlgorithm.AHD),
+    "AHD, ours": ours(demosaic_ahd),
     "DCB, LibRaw": libraw(rawpy.DemosaicAlgorithm.DCB),
     "Menon 2007, colour-demosaicing": theirs(colour_demosaicing.demosaicing_CFA_Bayer_Menon2007),
     "Menon 2007, ours": ours(demosaic_menon),

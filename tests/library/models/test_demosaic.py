@@ -8,7 +8,7 @@ from library.models.blocks.reach import Geometry, probe_geometry
 from library.models.demosaic import Config
 from library.ops.cfa import unpack_cfa
 from library.ops.demosaic import demosaic_bilinear, demosaic_malvar
-from library.ops.menon import demosaic_menon
+from library.ops.directional import demosaic_menon
 
 IDENTITY = Config(in_channels=3, method="identity")
 every_config = pytest.mark.parametrize(
