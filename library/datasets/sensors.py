@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field
 
 from library.config import Frozen, Location
 from library.errors import DataError
+from library.files import noise_profile
 from library.ops.color import D65_WHITE_XYZ
 
 # Four measured XYZ -> camera matrices, and the ranges of the white-balance gains under daylight, of Brooks et al. 2019,
@@ -34,6 +35,7 @@ _MATRICES = np.array(
 )
 _RED_GAIN, _BLUE_GAIN = (1.9, 2.4), (1.5, 1.9)
 _WHITE = D65_WHITE_XYZ.numpy()
+_SCALE_OF_OTHERS = 7.0
 
 
 def _ascending(value: tuple[float, float]) -> tuple[float, float]:
@@ -87,19 +89,21 @@ class ProfiledSensor(Frozen):
 
     kind: Literal["profiles"] = "profiles"
     table: Location
-    """CSV with columns maker, model, iso, a_g, b_g (and optionally skip), or darktable's noiseprofiles.json."""
+    """What `stillgrain calibrate` wrote; or CSV with columns maker, model, iso, a_g, b_g (and optionally skip), or
+    darktable's noiseprofiles.json."""
     iso: Range = (100, 25600)
     """ISO values to draw from."""
-    scale: float = Field(default=7.0, gt=0)
-    """Factor from the table's variances to those of a mosaic: darktable's profiles, measured after interpolation, are 6
-    to 10 times below photosite noise."""
+    scale: float | None = Field(default=None, gt=0)
+    """Factor from the table's variances to those of a mosaic. Left out, 1 for our own profiles, and 7 for others:
+    darktable's, measured after interpolation, are 6 to 10 times below photosite noise."""
 
     def draw(self, rng: np.random.Generator) -> Sensor:
         """One sensor. Raises `DataError` when the table cannot be used or holds no row in the range."""
         cameras = _profiles(self.table, *self.iso)
         rows = cameras[rng.integers(len(cameras))]
         a, b = rows[rng.integers(len(rows))]
-        return Sensor(draw_matrix(rng), a * self.scale, b * self.scale)
+        scale = self.scale if self.scale is not None else 1.0 if _is_ours(self.table) else _SCALE_OF_OTHERS
+        return Sensor(draw_matrix(rng), a * scale, b * scale)
 
 
 AnySensor = Annotated[ParametricSensor | ProfiledSensor, Field(discriminator="kind")]
@@ -118,7 +122,10 @@ def _profiles(table: str, min_iso: float, max_iso: float) -> list[list[tuple[flo
     0."""
     try:
         text = Path(table).read_text(encoding="utf-8")
-        rows = _rows_of_json(text) if text.lstrip().startswith("{") else _rows_of_csv(text)
+        if _is_ours(table):
+            rows = _rows_of_ours(table)
+        else:
+            rows = _rows_of_json(text) if text.lstrip().startswith("{") else _rows_of_csv(text)
     except OSError as error:
         raise DataError(
             f"{table}: cannot be read ({error.strerror}); give a CSV of profiles or darktable's noiseprofiles.json"
@@ -134,6 +141,20 @@ def _profiles(table: str, min_iso: float, max_iso: float) -> list[list[tuple[flo
     if not cameras:
         raise DataError(f"{table}: has no usable profile between ISO {min_iso:g} and {max_iso:g}; widen sensor.iso")
     return [list(by_iso.values()) for _, by_iso in sorted(cameras.items())]
+
+
+@functools.lru_cache(maxsize=4)
+def _is_ours(table: str) -> bool:
+    with open(table, encoding="utf-8") as file:
+        return noise_profile.FORMAT in file.read(1000)
+
+
+def _rows_of_ours(table: str) -> list[tuple[str, str, float, float, float]]:
+    return [
+        (camera.make, camera.model, profile.iso, profile.a, profile.b)
+        for camera in noise_profile.read_noise_profiles(table).cameras
+        for profile in camera.profiles
+    ]
 
 
 def _rows_of_csv(text: str) -> list[tuple[str, str, float, float, float]]:
