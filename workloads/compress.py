@@ -16,8 +16,8 @@ from upath import UPath
 
 from library.codec_bundle import load_codec, write_codec_bundle
 from library.config import one_of
-from library.datasets import synthetic
 from library.datasets.batch import Batch
+from library.datasets.dataset import DatasetConfig
 from library.entropy.tables import FrequencyTables
 from library.losses import LossConfig
 from library.metrics import compare_camera_rgb
@@ -93,7 +93,7 @@ class Compression:
         self.run_folder = run_folder
         objective = Objective(cast(dict[str, LossConfig], config.losses), config.transfer)
         self.rate_distortion = RateDistortion(objective, config.rate)
-        self.dataset = cast(synthetic.Config, config.dataset).open(prepared, config.seed)
+        self.dataset = cast(DatasetConfig, config.dataset).open(prepared, config.seed)
         self._pictures: dict[str, Tensor] = {}
         self._tables: FrequencyTables | None = None
         """Of the weights that were validated last; those of a codec of many priors take a second."""

@@ -14,8 +14,8 @@ from upath import UPath
 
 from library.bundle import load_bundle, write_bundle
 from library.config import one_of
-from library.datasets import synthetic
 from library.datasets.batch import Batch
+from library.datasets.dataset import DatasetConfig
 from library.losses import LossConfig
 from library.metrics import compare_camera_rgb
 from library.models.blocks.image_model import ImageModel, ModelConfig
@@ -61,7 +61,7 @@ class Denoising:
         self.model = model
         self.run_folder = run_folder
         self.objective = Objective(cast(dict[str, LossConfig], config.losses), config.transfer, config.gain)
-        self.dataset = cast(synthetic.Config, config.dataset).open(prepared, config.seed)
+        self.dataset = cast(DatasetConfig, config.dataset).open(prepared, config.seed)
         self._pictures: dict[str, Tensor] = {}
 
     def batch(self, step: int, slots: range) -> Batch:

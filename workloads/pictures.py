@@ -12,12 +12,13 @@ from upath import UPath
 from library.bundle import Bundle
 from library.codec_bundle import CodecBundle
 from library.config import Component, mapping_of, one_of
-from library.datasets import synthetic
 from library.datasets.batch import Batch
+from library.datasets.dataset import DatasetConfig
 from library.files.atomic import whole_file
 from library.files.exr import write_exr
 from library.files.picture import write_png
 from library.ops.cfa import unpack_cfa
+from library.ops.cfa_planes import CFA_PLANES, interpolate_cfa_planes
 from library.ops.color import camera_rgb_to_lin_rec2020, lin_rec2020_to_lin_srgb
 from library.ops.demosaic import demosaic_malvar
 from library.ops.transfer import srgb_encode
@@ -96,8 +97,7 @@ def run_training(
     """
     if config.start_from is not None and not checkpoints(config.run_folder):
         starting_bundle(config, model, load)
-    dataset = cast(synthetic.Config, config.dataset)
-    return launch(config, dataset.prepare, host)
+    return launch(config, cast(DatasetConfig, config.dataset).prepare, host)
 
 
 def write_pictures(folder: UPath, pictures: dict[str, Tensor]) -> None:
@@ -111,7 +111,9 @@ def write_pictures(folder: UPath, pictures: dict[str, Tensor]) -> None:
 
 
 def noisy_picture(batch: Batch) -> Tensor:
-    """(N, 3, H, W): what the network was given, demosaiced (Malvar) if it is a mosaic."""
+    """(N, 3, H, W): what the network was given, demosaiced if it is a mosaic (Malvar; CFA planes: interpolated)."""
+    if batch.noisy.shape[1] == CFA_PLANES:
+        return interpolate_cfa_planes(batch.noisy[:, :1], batch.noisy[:, 1:4])
     return demosaic_malvar(unpack_cfa(batch.noisy)) if batch.noisy.shape[1] == 4 else batch.noisy
 
 

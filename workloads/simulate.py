@@ -13,13 +13,13 @@ import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from library.config import Frozen, Location, one_of
+from library.config import Frozen, Location
 from library.datasets import synthetic
 from library.datasets.sensors import Sensor
 from library.errors import ConfigError
@@ -40,7 +40,7 @@ _CLAIM = "simulate.json"
 
 class Config(Frozen):
     workload: Literal["simulate"] = "simulate"
-    dataset: one_of("library.datasets")  # pyright: ignore[reportInvalidTypeForm]
+    dataset: synthetic.Config
     """Its held-out scenes are rendered, by sensors it draws; a model trained with it has never seen them."""
     output: Location
     """Folder for raws and truth."""
@@ -78,7 +78,7 @@ def run(config: Config) -> Suite:
     """
     output = Path(config.output)
     _claim(config)
-    dataset = cast(synthetic.Config, config.dataset)
+    dataset = config.dataset
     scenes = dataset.open(dataset.prepare(place(config.storage) / "stores"), config.seed)
     suite = {
         f"{scenes.store.names[scene]}_{number}": (scene, number, BAYER_PHASES[(position + number) % len(BAYER_PHASES)])

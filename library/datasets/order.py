@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 
-_SHUFFLE, _TRAINING, _VALIDATION, _LAYERS, _CODING = range(5)
+_SHUFFLE, _TRAINING, _VALIDATION, _LAYERS, _CODING, _WEIGHTS = range(6)
 
 
 def slots_of(rank: int, world_size: int, batch_size: int) -> range:
@@ -26,6 +26,20 @@ def scene_at(seed: int, step: int, slot: int, *, batch_size: int, num_scenes: in
     """Index of the scene: every scene once before any comes again, in an order drawn anew for each round."""
     epoch, position = divmod(step * batch_size + slot, num_scenes)
     return int(_permutation(seed, epoch, num_scenes)[position])
+
+
+def weighted_at(seed: int, step: int, slot: int, *, batch_size: int, weights: np.ndarray) -> int:
+    """Index of what has a weight: in a round of as many draws as there are weights, each comes as often as its share of
+    them says, rounded up or down; the order is drawn anew for each round. It never ends.
+
+    weights  (n,) from 0 up, not all 0; a weight of 0 never comes
+    """
+    round_, position = divmod(step * batch_size + slot, len(weights))
+    # Systematic sampling: evenly spaced points over the weights laid end to end, from a random one on.
+    ends = np.cumsum(weights, dtype=np.float64)
+    offset = _generator(seed, _WEIGHTS, round_, 0).random()
+    point = (_permutation(seed, round_, len(weights))[position] + offset) / len(weights) * ends[-1]
+    return int(np.searchsorted(ends, min(point, np.nextafter(ends[-1], 0)), side="right"))
 
 
 def training_random(seed: int, step: int, slot: int) -> np.random.Generator:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from library.datasets.order import layer_seed, scene_at, slots_of, training_random, validation_random
+from library.datasets.order import layer_seed, scene_at, slots_of, training_random, validation_random, weighted_at
 
 seeds = st.integers(0, 2**62)
 steps = st.integers(0, 2**40)
@@ -97,3 +97,33 @@ def test_the_order_is_the_one_that_was_published():
     """A changed generator would silently change every run that is resumed."""
     assert [scene_at(0, 0, slot, batch_size=6, num_scenes=6) for slot in range(6)] == [0, 5, 1, 2, 4, 3]
     assert training_random(0, 1, 2).integers(1000, size=3).tolist() == [12, 168, 123]
+
+
+# --- by weight --------------------------------------------------------------------------------------------------------
+
+
+@given(seeds, st.integers(1, 30), st.integers(1, 9))
+def test_of_equal_weights_each_comes_once_in_a_round(seed: int, number: int, batch_size: int):
+    weights = np.full(number, 0.3)
+    drawn = [
+        weighted_at(seed, *divmod(i, batch_size), batch_size=batch_size, weights=weights) for i in range(3 * number)
+    ]
+    for start in (0, number, 2 * number):
+        assert sorted(drawn[start : start + number]) == list(range(number))
+
+
+@given(seeds, st.lists(st.floats(0, 5), min_size=1, max_size=12).filter(lambda w: sum(w) > 0.1))
+def test_in_a_round_each_comes_as_often_as_its_weight_says_rounded_up_or_down(seed: int, weights: list[float]):
+    number = len(weights)
+    drawn = [weighted_at(seed, 0, slot, batch_size=number, weights=np.array(weights)) for slot in range(number)]
+    for index, weight in enumerate(weights):
+        expected = weight / sum(weights) * number
+        assert np.floor(expected - 1e-6) <= drawn.count(index) <= np.ceil(expected + 1e-6)
+        assert weight > 0 or index not in drawn
+
+
+def test_weighted_draws_never_end_and_depend_on_nothing_but_their_place():
+    weights = np.array([1.0, 2.0, 0.5])
+    late = [weighted_at(3, 10**9, slot, batch_size=8, weights=weights) for slot in range(8)]
+    assert late == [weighted_at(3, 10**9, slot, batch_size=8, weights=weights) for slot in range(8)]
+    assert set(late) <= {0, 1, 2}
