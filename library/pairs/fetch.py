@@ -400,7 +400,7 @@ def _listing(client: _Client, dataset: str, base_url: str, version: str) -> list
         files = {file.place: file for file in (_remote_file(entry, base_url) for entry in answer["data"])}
         return list(files.values())
     except _FetchError as error:
-        raise DataError(f"{url}: the listing of {identifier}: {error}") from None
+        raise DataError(f"{url}: the listing of {identifier}: {error}; check the repository's address") from None
     except (ValueError, LookupError, TypeError) as error:
         raise DataError(
             f"{url}: gives no listing of a Dataverse data set ({error!r}): check the address of the repository"

@@ -101,6 +101,12 @@ class PairStore:
         packed = self._array(self.pairs[index].mask)
         return torch.from_numpy(unpack_mask(packed, top, left, height, width).astype(np.float32))[None]
 
+    def counts(self, index: int) -> np.ndarray:
+        """(height, width) uint16 DN of the whole noisy image of a Bayer pair, as recorded, from a red photosite on."""
+        pair = self.pairs[index]
+        assert pair.f_mosaic is not None, "an X-Trans pair's noisy image is a picture"
+        return np.ascontiguousarray(self._array(pair.f_mosaic)[pair.overlap.f])
+
     def noisy_rgb(self, index: int, top: int, left: int, height: int, width: int) -> Tensor:
         """(3, height, width) camera RGB of the noisy image, demosaiced, for a crop as in `crop`."""
         pair, shared = self.pairs[index], self.pairs[index].overlap
