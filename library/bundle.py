@@ -23,7 +23,10 @@ from upath import UPath
 from library.config import config_class
 from library.errors import BundleError, ConfigError
 from library.models.blocks.image_model import ImageModel, ModelConfig
-from library.sealed import read_sealed, read_tensors, write_sealed
+from library.ops.cfa import XTRANS_PHASES, sample_cfa
+from library.ops.cfa_planes import CFA_PLANES, pack_cfa_planes
+from library.ops.levels import WhiteLevel
+from library.sealed import check_size, read_sealed, read_tensors, write_sealed
 
 _WEIGHTS, _GOLDEN = "model.safetensors", "golden.safetensors"
 _GOLDEN_TOLERANCE = 1e-4
@@ -53,6 +56,13 @@ class Bundle:
         return self.manifest["output"]["gain"]
 
     @property
+    def white_level(self) -> WhiteLevel:
+        """Which count of a raw is 1 to this model."""
+        policy = self.manifest["levels"]["white"]
+        # Before there was a choice, the manifest said the decoder's in other words.
+        return policy if policy in get_args(WhiteLevel) else "decoder"
+
+    @property
     def digest(self) -> str:
         """SHA-256 over the manifest, and through its hashes over everything."""
         return self.manifest["digest"]
@@ -71,7 +81,7 @@ def write_bundle(
 ) -> None:
     """Write a bundle folder, whole or not at all, replacing an older one.
 
-    training     the resolved config of the run
+    training     the resolved config of the run; its data set says which white level the model knows
     data_digest  names the scenes it was trained on
     metrics      of the validation at `step`
     gain         scale of the model's output; the golden tiles are that output as it is
@@ -88,11 +98,11 @@ def write_bundle(
         "input": input_contract(model.in_channels),
         "output": {
             "channels": 3,
-            "space": "camera_rgb" if model.in_channels == 4 else "lin_rec2020",
+            "space": "lin_rec2020" if model.in_channels == 3 else "camera_rgb",
             "scale": model.scale,
             "gain": gain,
         },
-        "levels": LEVELS,
+        "levels": {**LEVELS, "white": _white_level(training)},
         "geometry": {"halo": model.halo, "lattice": model.lattice, "reach": model.geometry.reach},
         "num_parameters": model.num_parameters,
         "macs_per_pixel": model.macs_per_pixel,
@@ -132,7 +142,13 @@ def load_bundle(path: str | Path | UPath) -> Bundle:
 
 def golden_inputs(in_channels: int, lattice: int) -> Tensor:
     """(4, in_channels, s, s): smooth colour with edges under noise at three exposures, and a clipped one; the same on
-    every machine."""
+    every machine. Of CFA planes, two are Bayer and two X-Trans."""
+    if in_channels == CFA_PLANES:
+        pictures = golden_inputs(3, lattice)
+        cfas = ("RGGB", XTRANS_PHASES[0], "GBRG", XTRANS_PHASES[7])
+        return torch.stack(
+            [pack_cfa_planes(sample_cfa(x, cfa), cfa, a=2e-3, b=1e-5) for x, cfa in zip(pictures, cfas, strict=True)]
+        )
     side = max(64, 4 * lattice) // lattice * lattice
     rows, columns = torch.meshgrid(torch.linspace(0, 1, side), torch.linspace(0, 1, side), indexing="ij")
     phases = torch.arange(in_channels)[:, None, None]
@@ -148,11 +164,13 @@ def golden_inputs(in_channels: int, lattice: int) -> Tensor:
 def _build(path: str | Path | UPath, manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> ImageModel:
     try:
         config = config_class("library.models", manifest["model"]["kind"]).model_validate(manifest["model"])
+        weights = read_tensors(path, _WEIGHTS, files)
+        check_size(path, _WEIGHTS, weights, cast(ModelConfig, config).build)
         model = cast(ModelConfig, config).build()
     except (ConfigError, ValueError) as error:
         raise BundleError(path, f"is of a model that this stillgrain does not have: {error}") from None
     try:
-        model.load_state_dict(read_tensors(path, _WEIGHTS, files))
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise BundleError(path, f"{_WEIGHTS} does not fit the model of the manifest: {error}") from None
     return _as_loaded(model)
@@ -169,10 +187,16 @@ def _run(model: ImageModel, inputs: Tensor) -> Tensor:
 
 LEVELS = {
     "black": "by CFA site, from the decoder",
-    "white": "one level, from the decoder (LibRaw)",
+    "white": "decoder",
     "clipped": False,
 }
-"""How a raw's counts become a model's input."""
+"""How a raw's counts become a model's input; `white` is one of `library.ops.levels.WhiteLevel`."""
+
+
+def _white_level(training: Mapping[str, Any]) -> WhiteLevel:
+    """That of the data set a model was trained on: there is no other place to set it, so that none can disagree."""
+    dataset = training.get("dataset")
+    return dataset.get("white_level", "decoder") if isinstance(dataset, Mapping) else "decoder"
 
 
 def input_contract(in_channels: int) -> dict[str, Any]:
@@ -183,6 +207,14 @@ def input_contract(in_channels: int) -> dict[str, Any]:
             "planes": "R, G1, G2, B",
             "cfa": "RGGB, by mirror padding",
             "range": "(raw - black) / (white - black), unclipped",
+            "white_balance": "none",
+        }
+    if in_channels == CFA_PLANES:
+        return {
+            "channels": CFA_PLANES,
+            "planes": "mosaic, 1 where red, green and blue are measured, sigma of the noise",
+            "cfa": "any Bayer or X-Trans phase",
+            "range": "(raw - black) / (white - black), unclipped; sigma in the same unit",
             "white_balance": "none",
         }
     return {

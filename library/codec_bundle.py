@@ -33,7 +33,7 @@ from library.entropy.tables import FrequencyTables
 from library.errors import BundleError, ConfigError
 from library.models.blocks.codec import CodecConfig, CodecModel, Conditions
 from library.models.blocks.latent_coding import decode_tiles, encode_tiles
-from library.sealed import bundle_type, pack_sealed, read_sealed, read_tensors, write_sealed
+from library.sealed import bundle_type, check_size, pack_sealed, read_sealed, read_tensors, write_sealed
 
 _WEIGHTS, _ENTROPY, _GOLDEN = "model.safetensors", "entropy.safetensors", "golden.safetensors"
 _GOLDEN_TOLERANCE = 1e-3
@@ -136,11 +136,13 @@ def load_codec(path: str | Path | UPath) -> CodecBundle:
     manifest, files = read_sealed(path, "codec", (_WEIGHTS, _ENTROPY, _GOLDEN))
     try:
         config = config_class("library.codecs", manifest["model"]["kind"]).model_validate(manifest["model"])
+        weights = read_tensors(path, _WEIGHTS, files)
+        check_size(path, _WEIGHTS, weights, cast(CodecConfig, config).build)
         model = cast(CodecConfig, config).build()
     except (ConfigError, KeyError, ValueError) as error:
         raise BundleError(path, f"is of a codec that this stillgrain does not have: {error}") from None
     try:
-        model.load_state_dict(read_tensors(path, _WEIGHTS, files))
+        model.load_state_dict(weights)
         stored = {name: tensor.numpy() for name, tensor in read_tensors(path, _ENTROPY, files).items()}
         tables = FrequencyTables(**stored)
     except (RuntimeError, TypeError, ValueError) as error:

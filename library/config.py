@@ -187,6 +187,9 @@ for _yaml in (_Loader, _Dumper):
     )
 
 
+_MOST_VALUES = 1_000_000
+
+
 def load(path: str | Path | UPath, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A YAML file with `key=value` words laid over it: plain data, not yet validated.
 
@@ -274,12 +277,33 @@ def config_difference(there: Mapping[str, Any], asked_for: Mapping[str, Any], *,
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            if _num_values(node, {}) > _MOST_VALUES:
+                raise ConfigError(f"{where}: holds more than {_MOST_VALUES} values, once its anchors are followed")
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except RecursionError:
+        raise ConfigError(f"{where}: is nested too deep, or holds itself by an anchor") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise ConfigError(f"{where}{line}: not valid YAML: {problem}") from None
+
+
+def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a YAML node stands for. An anchor may be named many times, and hold other anchors: a few lines
+    then stand for more than a machine holds. RecursionError for one that holds itself."""
+    if id(node) not in known:
+        below = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for entry in below for part in (entry if isinstance(entry, tuple) else (entry,))]
+        known[id(node)] = 1 + sum(_num_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _named(value: Any) -> str:

@@ -9,26 +9,30 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import struct
 import subprocess
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from upath import UPath
 
 from library.errors import BundleError
 from library.files.atomic import whole_file, whole_folder
-from library.files.places import place
+from library.files.places import is_local, place
 
 FORMAT_VERSION = 1
 MANIFEST, CARD = "manifest.json", "README.md"
+# Of a zip. Weights of random numbers keep nine tenths of their size; those of zeros, which tests make, are small.
+_SMALL_BYTES, _LARGEST_RATIO, _MOST_FILES = 2**28, 20, 64
 
 
 def write_sealed(
@@ -105,9 +109,18 @@ def library_versions() -> dict[str, str]:
 
 
 def read_files(path: UPath) -> dict[str, bytes]:
-    """Every file of a folder or zip by name; hidden ones are left out."""
+    """Every file of a folder or zip by name; hidden ones are left out.
+
+    raises  BundleError for a link that leads out of the folder, whose target would be shown or packed as the bundle's
+            own, and for a zip that unpacks to far more than it is
+    """
     if path.is_dir():
-        return {f.name: f.read_bytes() for f in path.iterdir() if f.is_file() and not f.name.startswith(".")}
+        found = [f for f in path.iterdir() if f.is_file() and not f.name.startswith(".")]
+        inside = os.path.join(os.path.realpath(path), "") if is_local(path) else ""
+        for file in found if inside else ():
+            if file.is_symlink() and not os.path.realpath(str(file)).startswith(inside):
+                raise BundleError(path, f"{file.name} is a link out of the bundle; copy the file itself there")
+        return {f.name: f.read_bytes() for f in found}
     if not path.exists():
         raise BundleError(path, "does not exist; give the path of a bundle folder, or of the same folder zipped")
     try:
@@ -116,6 +129,13 @@ def read_files(path: UPath) -> dict[str, bytes]:
                 raise BundleError(
                     path,
                     "is a pickle written by torch.save, which can run code when opened; give a bundle folder or zip",
+                )
+            size, packed = sum(entry.file_size for entry in archive.infolist()), file.seek(0, 2)
+            if size > max(_SMALL_BYTES, _LARGEST_RATIO * packed) or len(archive.infolist()) > _MOST_FILES:
+                raise BundleError(
+                    path,
+                    f"would unpack {packed:,} bytes to {size:,} in {len(archive.infolist())} files, and a bundle's "
+                    "weights hardly shrink: it is damaged, or made to fill this machine",
                 )
             return {name: archive.read(name) for name in archive.namelist()}
     # Besides its own errors, zipfile raises what the damage makes it take the file for: encrypted, newer, endless.
@@ -133,7 +153,7 @@ def _parse_manifest(path: str | Path | UPath, files: Mapping[str, bytes]) -> dic
     try:
         manifest = json.loads(files[MANIFEST])
         version = manifest["format_version"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise BundleError(path, f"{MANIFEST} is damaged: it is not the JSON that was written") from None
     if version != FORMAT_VERSION:
         raise BundleError(
@@ -155,6 +175,27 @@ def read_tensors(path: str | Path | UPath, name: str, files: Mapping[str, bytes]
         raise BundleError(
             path, f"{name} is not in safetensors format ({error}); pickled weights are never opened"
         ) from None
+
+
+def check_size(
+    path: str | Path | UPath, name: str, weights: Mapping[str, Tensor], build: Callable[[], nn.Module]
+) -> None:
+    """That weights have as many values as the model which the manifest describes, before that model takes memory: a
+    manifest of some bytes may describe one larger than any machine.
+
+    build   makes it
+    raises  BundleError
+    """
+    try:
+        with torch.device("meta"):
+            wanted = sum(tensor.numel() for tensor in build().state_dict().values())
+    except RuntimeError as error:  # so large that its size is no number
+        raise BundleError(path, f"is of a model that no machine holds ({error})") from None
+    there = sum(tensor.numel() for tensor in weights.values())
+    if wanted != there:
+        raise BundleError(
+            path, f"{name} does not fit the model of the manifest: it holds {there:,} values, and that has {wanted:,}"
+        )
 
 
 def _canonical(manifest: Mapping[str, Any]) -> str:

@@ -16,9 +16,10 @@ class Batch:
     `noisy`)."""
 
     noisy: Tensor
-    """(N, 4, h, w) packed R, G1, G2, B, no white balance; or (N, 3, H, W) a picture in linear light."""
+    """(N, 4, h, w) packed R, G1, G2, B, no white balance; or (N, 5, H, W) CFA planes (`library.ops.cfa_planes`); or
+    (N, 3, H, W) a picture in linear light."""
     clean: Tensor
-    """(N, 3, 2h, 2w) camera RGB of the same pixels."""
+    """(N, 3, 2h, 2w), or H x W, camera RGB of the same pixels."""
     mask: Tensor
     """(N, 1, 2h, 2w), 1 where the truth is below white and counts, 0 elsewhere."""
     xyz_to_camera: Tensor

@@ -2,7 +2,8 @@
 raws.
 
 A sample is: a crop of a scene, flipped or transposed, at a random exposure, seen by a random sensor (camera matrix,
-Poisson-Gaussian noise), sampled by an RGGB mosaic. Flips come before the mosaic, so the CFA phase is always right.
+Poisson-Gaussian noise), sampled by an RGGB mosaic, or one of any Bayer or X-Trans phase. Flips come before the mosaic,
+so the CFA phase is always right.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from upath import UPath
 
 from library.config import Component, Location
@@ -27,10 +28,12 @@ from library.datasets.sensors import AnySensor, ParametricSensor, Range, Sensor
 from library.datasets.store import Scene, SceneStore
 from library.errors import DataError, RawFileError
 from library.files.headless import sidecar_path
+from library.files.markesteijn import demosaic
 from library.files.picture import read_image
 from library.files.places import local_copy, place
 from library.files.raw import read_raw
-from library.ops.cfa import pack_cfa, sample_cfa
+from library.ops.cfa import BAYER_PHASES, XTRANS_PHASES, pack_cfa, sample_cfa
+from library.ops.cfa_planes import CFA_PLANES, pack_cfa_planes
 from library.ops.color import (
     XYZ_TO_LIN_REC2020,
     camera_rgb_to_lin_rec2020,
@@ -38,9 +41,10 @@ from library.ops.color import (
     lin_srgb_to_camera_rgb,
 )
 from library.ops.demosaic import demosaic_half_size
-from library.ops.levels import normalize_levels
+from library.ops.levels import WhiteLevel, normalize_levels
 from library.ops.noise import add_poisson_gaussian
 from library.ops.transfer import srgb_decode
+from library.pairs.split import fraction_of
 
 _STORE_VERSION = 1
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".jxl", ".hdr", ".exr")
@@ -65,14 +69,31 @@ class Config(Component):
     """Mirror and transpose at random."""
     sensor: AnySensor = ParametricSensor()
     """What cameras and noise to draw."""
-    output: Literal["mosaic", "lin_rec2020"] = "mosaic"
-    """What a model sees. mosaic: packed R, G1, G2, B. lin_rec2020: a picture in linear light, every pixel of which was
-    measured in all three colours, for models that take EXR or what another program demosaiced."""
+    output: Literal["mosaic", "cfa_planes", "lin_rec2020", "demosaiced"] = "mosaic"
+    """What a model sees. mosaic: packed R, G1, G2, B. cfa_planes: a mosaic of any of `cfas` at full resolution, where
+    each colour is measured, and the noise's sigma. lin_rec2020: a picture in linear light, every pixel of which was
+    measured in all three colours, for models that take EXR or what another program demosaiced. demosaiced: such a
+    picture made of a noisy mosaic of any of `cfas`, as `denoise` makes it of a raw (Bayer by Malvar, X-Trans by
+    Markesteijn)."""
+    cfas: tuple[Literal["bayer", "xtrans"], ...] = Field(default=("bayer", "xtrans"), min_length=1)
+    """Colour filter arrays of `cfa_planes` and `demosaiced`, equally likely, and of each every phase."""
+    white_level: WhiteLevel = "decoder"
+    """Which count of a clean raw is white, and so of whatever raw the trained model is given: the decoder's, the
+    camera's own, or the lower one (minimum), which leaves no magenta in highlights where a decoder says too much."""
 
     @property
     def planes(self) -> int:
         """Channels of a noisy sample."""
-        return 4 if self.output == "mosaic" else 3
+        return {"mosaic": 4, "cfa_planes": CFA_PLANES, "lin_rec2020": 3, "demosaiced": 3}[self.output]
+
+    @model_validator(mode="after")
+    def _cfas_are_asked_for(self) -> Self:
+        if self.output in ("mosaic", "lin_rec2020") and self.cfas != type(self).model_fields["cfas"].default:
+            raise ValueError(
+                f"cfas is set, but output '{self.output}' has no use for it: set output to cfa_planes or demosaiced, "
+                "or leave cfas out"
+            )
+        return self
 
     def prepare(self, folder: str | Path | UPath) -> UPath:
         """Build the scene store under `folder`, or find the one made of the same sources. Returns its path.
@@ -83,7 +104,10 @@ class Config(Component):
             digest, scenes = samples.DIGEST, samples.sample_scenes()
         else:
             files = _scene_files(self.scenes)
-            digest, scenes = _digest(Path(self.scenes), files), _read_scenes(Path(self.scenes), files)
+            digest = _digest(Path(self.scenes), files)
+            if self.white_level != "decoder":  # which stores were made by before there was a choice
+                digest = f"{digest} white level: {self.white_level}"
+            scenes = _read_scenes(Path(self.scenes), files, self.white_level)
         store = place(folder) / f"scenes-{hashlib.sha256(f'{_STORE_VERSION} {digest}'.encode()).hexdigest()[:16]}"
         if not store.exists():
             SceneStore.create(store, scenes, digest)
@@ -107,6 +131,8 @@ class Shot:
     """Noise: Var(x) = a x + b."""
     generator: torch.Generator
     """Of this shot's noise alone, so that the shots beside it do not matter."""
+    cfa: str = "RGGB"
+    """Of the sensor, from the top-left."""
 
 
 class Synthetic:
@@ -172,10 +198,21 @@ class Synthetic:
         sensor = self.config.sensor.draw(rng)
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         clean, xyz_to_camera = self.camera_rgb(scene, rgb, sensor)
-        return Shot(clean * 2.0**exposure_ev, xyz_to_camera, sensor.a, sensor.b, generator)
+        cfa = self._draw_cfa(rng) if self.config.output in ("cfa_planes", "demosaiced") else "RGGB"
+        return Shot(clean * 2.0**exposure_ev, xyz_to_camera, sensor.a, sensor.b, generator, cfa)
+
+    def _draw_cfa(self, rng: np.random.Generator) -> str:
+        phases = {"bayer": BAYER_PHASES, "xtrans": XTRANS_PHASES}[self.config.cfas[rng.integers(len(self.config.cfas))]]
+        return phases[rng.integers(len(phases))]
 
     def _observe(self, shots: Sequence[Shot]) -> Batch:
-        return observe(shots) if self.config.output == "mosaic" else observe_in_full_color(shots)
+        observed = {
+            "mosaic": observe,
+            "cfa_planes": observe_cfa_planes,
+            "lin_rec2020": observe_in_full_color,
+            "demosaiced": observe_demosaiced,
+        }
+        return observed[self.config.output](shots)
 
     def _split(self) -> tuple[list[int], list[int]]:
         names = self.store.names
@@ -187,7 +224,7 @@ class Synthetic:
                     f"dataset.held_out names {', '.join(unknown)}, which are no scenes; there are: {', '.join(names)}"
                 )
         else:
-            held_out = tuple(sorted({name for name in names if _fraction(name) < held_out}))
+            held_out = tuple(sorted({name for name in names if fraction_of(name) < held_out}))
         # A photograph may lie there twice under one name, as raw and as picture.
         validation = [i for name in held_out for i, other in enumerate(names) if other == name]
         training = [i for i in range(len(names)) if i not in set(validation)]
@@ -226,6 +263,46 @@ def observe(shots: Sequence[Shot]) -> Batch:
     )
 
 
+def observe_cfa_planes(shots: Sequence[Shot]) -> Batch:
+    """What sensors of any CFA make of some shots of one size.
+
+    returns  `noisy` (N, 5, H, W): mosaic, red, green, blue, sigma; its mask as for `observe`
+    """
+    noisy = [
+        pack_cfa_planes(mosaic, shot.cfa, a=shot.a, b=shot.b)
+        for shot, mosaic in zip(shots, _noisy_mosaics(shots), strict=True)
+    ]
+    clean = torch.stack([shot.light for shot in shots]).clamp_max_(1)
+    return Batch(
+        noisy=torch.stack(noisy),
+        clean=clean,
+        mask=clean.amax(dim=1, keepdim=True).lt_(1),
+        xyz_to_camera=torch.from_numpy(np.stack([shot.xyz_to_camera for shot in shots])).float(),
+        noise=torch.tensor([(shot.a, shot.b) for shot in shots]),
+    )
+
+
+def observe_demosaiced(shots: Sequence[Shot]) -> Batch:
+    """The same demosaiced, in lin_rec2020: what a model of pictures gets of a raw.
+
+    returns  `noisy` (N, 3, H, W), with the demosaic's artefacts and correlated noise; its camera is one whose colours
+             are Rec.2020's own, as for `observe_in_full_color`
+    """
+    noisy = []
+    for shot, mosaic in zip(shots, _noisy_mosaics(shots), strict=True):
+        balance = Sensor(shot.xyz_to_camera, shot.a, shot.b).as_shot_white_balance
+        noisy.append(demosaic(mosaic, cfa=shot.cfa, as_shot_white_balance=balance))
+    return _in_lin_rec2020(shots, noisy)
+
+
+def _noisy_mosaics(shots: Sequence[Shot]) -> list[torch.Tensor]:
+    """(H, W) each, clipped at white."""
+    return [
+        add_poisson_gaussian(sample_cfa(shot.light, shot.cfa), shot.a, shot.b, generator=shot.generator).clamp_max_(1)
+        for shot in shots
+    ]
+
+
 def observe_in_full_color(shots: Sequence[Shot]) -> Batch:
     """What a sensor that measures all colours everywhere makes of some shots of one size, in lin_rec2020.
 
@@ -236,8 +313,14 @@ def observe_in_full_color(shots: Sequence[Shot]) -> Batch:
     noise = torch.tensor([(shot.a, shot.b) for shot in shots])
     a, b = noise.T[..., None, None, None]
     noisy = add_poisson_gaussian(light, a, b, generator=[shot.generator for shot in shots]).clamp_max_(1)
-    clean = light.clamp_max_(1)
+    return _in_lin_rec2020(shots, noisy)
+
+
+def _in_lin_rec2020(shots: Sequence[Shot], noisy: Iterable[torch.Tensor]) -> Batch:
+    """A batch of pictures, of noisy ones (3, H, W) in each shot's own camera RGB."""
+    clean = torch.stack([shot.light for shot in shots]).clamp_max_(1)
     mask = clean.amax(dim=1, keepdim=True).lt_(1)
+    noise = torch.tensor([(shot.a, shot.b) for shot in shots])
     matrices = torch.from_numpy(np.stack([shot.xyz_to_camera for shot in shots]))
     noisy, clean = (
         torch.stack([camera_rgb_to_lin_rec2020(x, xyz_to_camera=m) for x, m in zip(pictures, matrices, strict=True)])
@@ -245,11 +328,6 @@ def observe_in_full_color(shots: Sequence[Shot]) -> Batch:
     )
     own = XYZ_TO_LIN_REC2020.float().expand(len(shots), 3, 3)
     return Batch(noisy=noisy, clean=clean, mask=mask, xyz_to_camera=own, noise=noise)
-
-
-def _fraction(name: str) -> float:
-    """A number in [0, 1) that belongs to a name alone, uniform over names."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]) / 2**56
 
 
 def _scene_files(folder: str) -> list[Path]:
@@ -277,10 +355,10 @@ def _digest(root: Path, files: Sequence[Path]) -> str:
     ).hexdigest()
 
 
-def _read_scenes(root: Path, files: Sequence[Path]) -> Iterator[Scene]:
+def _read_scenes(root: Path, files: Sequence[Path], white_level: WhiteLevel) -> Iterator[Scene]:
     for file in files:
         name = os.fspath(file.relative_to(root).with_suffix(""))
-        yield _display_scene(name, file) if file.suffix.lower() in _PICTURES else _raw_scene(name, file)
+        yield _display_scene(name, file) if file.suffix.lower() in _PICTURES else _raw_scene(name, file, white_level)
 
 
 def _display_scene(name: str, file: Path) -> Scene:
@@ -295,9 +373,10 @@ def _display_scene(name: str, file: Path) -> Scene:
     return Scene(name, rgb.permute(1, 2, 0).numpy(), "lin_srgb")
 
 
-def _raw_scene(name: str, file: Path) -> Scene:
-    """A clean raw at half size: each 2x2 tile becomes one pixel, so that the truth holds no demosaicing artefact."""
-    raw = read_raw(file)
+def _raw_scene(name: str, file: Path, white_level: WhiteLevel) -> Scene:
+    """A clean raw at half size, X-Trans at a third: each block of all colours becomes one pixel, so that the truth
+    holds no demosaicing artefact."""
+    raw = read_raw(file).at_white_level(white_level)
     if raw.xyz_to_camera is None:
         raise RawFileError(
             file,

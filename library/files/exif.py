@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import exifread
+import tifffile
 
 from library.files import ciff
 from library.files.tiff import Tag, TagType
@@ -22,6 +23,9 @@ ExifValue = str | int | float | list[int] | list[float]
 MAKE, MODEL = 271, 272
 EXPOSURE_TIME, F_NUMBER, DATE_TIME_ORIGINAL, FOCAL_LENGTH = 33434, 33437, 36867, 37386
 ISO, SENSITIVITY_TYPE, RECOMMENDED_EXPOSURE_INDEX = 34855, 34864, 34866
+
+_CFA = 32803
+"""PhotometricInterpretation of a mosaic."""
 
 ISO_CEILING = 65535
 """The largest value of the 16-bit ISO tag: it means "this or more", and RecommendedExposureIndex then has the speed."""
@@ -64,7 +68,7 @@ def read_tags(data: bytes) -> dict[int, Any]:
     # exifread reports damage through logging, which prints where nothing is configured.
     logging.getLogger("exifread").addHandler(_SILENCE)
     tags: dict[int, Any] = {}
-    for block in _exif_blocks(data):
+    for block in exif_blocks(data):
         try:
             found = exifread.process_file(io.BytesIO(block), details=False, extract_thumbnail=False)
         except Exception:
@@ -75,6 +79,36 @@ def read_tags(data: bytes) -> dict[int, Any]:
                 if name.startswith(f"{ifd} "):
                     tags.setdefault(tag.tag, _plain(tag.values))
     return tags
+
+
+def read_mosaic_tags(data: bytes, numbers: Sequence[int]) -> dict[int, list[float]]:
+    """Numeric tags of the IFD of a DNG that holds its mosaic, which in most is not the first one: where levels and
+    sizes are.
+
+    returns  nothing for what is no DNG or is damaged
+    """
+    if data[:4] not in (b"II*\0", b"MM\0*"):
+        return {}
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            pages = [page for first in file.pages for page in (first, *(first.pages or ()))]
+            pages = [page for page in pages if isinstance(page, tifffile.TiffPage)]
+            mosaic = next((page for page in pages if page.photometric == _CFA and page.subfiletype == 0), None)
+            if mosaic is None:
+                return {}
+            found = {number: mosaic.tags[number] for number in numbers if number in mosaic.tags}
+            return {number: _flat(tag.value, int(tag.dtype)) for number, tag in found.items()}
+    except Exception:
+        # As in `read_tags`: LibRaw decides whether the file is readable.
+        return {}
+
+
+def _flat(value: Any, kind: int) -> list[float]:
+    """A tag's value as numbers; fractions come as numerators and denominators in turn."""
+    values = [float(number) for number in (value if isinstance(value, tuple) else (value,))]
+    if kind in (TagType.RATIONAL, TagType.SRATIONAL):
+        return [a / b if b else 0.0 for a, b in zip(values[::2], values[1::2], strict=True)]
+    return values
 
 
 def whitelisted(tags: Mapping[int, Any]) -> dict[str, ExifValue]:
@@ -99,7 +133,7 @@ def exif_tags(values: Mapping[str, ExifValue], *, in_ifd0: bool) -> list[Tag]:
 _SILENCE = logging.NullHandler()
 
 
-def _exif_blocks(data: bytes) -> Iterator[bytes]:
+def exif_blocks(data: bytes) -> Iterator[bytes]:
     """Where a container keeps TIFF structures that exifread understands."""
     if data[:8] == b"FUJIFILM":
         yield data[int.from_bytes(data[84:88], "big") :]  # RAF: in the preview JPEG

@@ -7,12 +7,13 @@ LibRaw recognises such files by their byte count alone, and so takes a 768 x 512
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from library.errors import RawFileError
+from library.ops.cfa_letters import BAYER_PHASES, CFA_PHASES, cfa_period
 
 _CONTAINERS = (
     (0, b"II*\0"),  # TIFF: DNG, NEF, CR2, ARW, PEF, KDC, ...
@@ -37,6 +38,13 @@ _CONTAINERS = (
     (0, b"ARRI"),
 )
 
+
+def _known_cfa(cfa: str) -> str:
+    if cfa not in CFA_PHASES:
+        raise ValueError(f"is none of {', '.join(BAYER_PHASES)}, nor the 36 letters of an X-Trans tile row by row")
+    return cfa
+
+
 _Positive = Annotated[int, Field(gt=0)]
 _Level = Annotated[float, Field(ge=0, le=65535)]
 _Row = Annotated[list[float], Field(min_length=3, max_length=3)]
@@ -44,17 +52,15 @@ _Multipliers = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3
 
 
 class Sidecar(BaseModel):
-    """The keys of `<file name>.json`. `black_level` is one number, or two rows of two by CFA tile position."""
+    """The keys of `<file name>.json`. `black_level` is one number, or rows by CFA tile position: two of two for a Bayer
+    CFA, six of six for X-Trans."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     width: _Positive
     height: _Positive
-    cfa: Literal["RGGB", "GRBG", "GBRG", "BGGR"]
-    black_level: (
-        _Level
-        | Annotated[list[Annotated[list[_Level], Field(min_length=2, max_length=2)]], Field(min_length=2, max_length=2)]
-    )
+    cfa: Annotated[str, AfterValidator(_known_cfa)]
+    black_level: _Level | list[list[_Level]]
     white_level: Annotated[int, Field(gt=0, le=65535)]
     bits: Literal[16] = 16
     """Bits per sample, little endian."""
@@ -64,6 +70,13 @@ class Sidecar(BaseModel):
     as_shot_white_balance: _Multipliers | None = None
     xyz_to_camera: Annotated[list[_Row], Field(min_length=3, max_length=3)] | None = None
     orientation: Annotated[int, Field(ge=1, le=8)] = 1
+
+    @model_validator(mode="after")
+    def _black_level_fits_cfa(self) -> Self:
+        period = cfa_period(self.cfa)
+        if isinstance(self.black_level, list) and [len(row) for row in self.black_level] != [period] * period:
+            raise ValueError(f"black_level must be one number or {period} rows of {period}, as the tile of its cfa")
+        return self
 
 
 def is_container(head: bytes) -> bool:

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from library.files import exif
+from library.files.dng_tags import DngValue
 from library.files.exif import ExifValue
 from library.files.tiff import Tag, TagType
+
+_USER_COMMENT = 37510
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -25,7 +28,10 @@ class ImageMetadata:
     as_shot_white_balance   (3,) R, G, B multipliers, G = 1
     noise_profile           (a, b) for all CFA planes or for each: variance a*x + b at x in [0, 1] (DNG NoiseProfile)
     exif                    whitelisted values by EXIF name (`library.files.exif.FIELDS`)
+    cfa                     of the raw that the samples come from, from the top-left of its active area
+    dng                     what a raw that was a DNG tells beyond these, by name (`library.files.dng_tags.FIELDS`)
     denoised_by             the bundle that made the samples; marks the file, so that nobody denoises it again
+    levels                  how a denoised raw's counts became light: its black level, and which white level counted
     """
 
     make: str = ""
@@ -41,9 +47,12 @@ class ImageMetadata:
     as_shot_white_balance: np.ndarray | None = None
     noise_profile: tuple[tuple[float, float], ...] | None = None
     exif: Mapping[str, ExifValue] = field(default_factory=dict)
+    cfa: str = ""
+    dng: Mapping[str, DngValue] = field(default_factory=dict)
     original_name: str = ""
     software: str = "Stillgrain"
     denoised_by: str | None = None
+    levels: str | None = None
 
     @property
     def camera(self) -> str:
@@ -73,6 +82,9 @@ def metadata_tags(metadata: ImageMetadata) -> tuple[list[Tag], list[Tag]]:
         name: value for name, value in metadata.exif.items() if name != "DateTimeOriginal" or not metadata.timestamp
     }
     details = [Tag(36864, TagType.UNDEFINED, b"0232"), *exif.exif_tags(values, in_ifd0=False)]  # ExifVersion
+    if metadata.levels:
+        comment = b"ASCII\0\0\0" + metadata.levels.encode("ascii", "replace")
+        details.append(Tag(_USER_COMMENT, TagType.UNDEFINED, comment))
     for number, value in (
         (exif.EXPOSURE_TIME, metadata.exposure_time),
         (exif.F_NUMBER, metadata.f_number),

@@ -1,4 +1,4 @@
-"""Pictures: PNG and 16-bit TIFF in sRGB out; PNG, JPEG, TIFF, JPEG XL, Radiance and EXR in.
+"""Pictures: PNG in sRGB and TIFF in any space out; PNG, JPEG, TIFF, JPEG XL, Radiance and EXR in.
 
 What a file is, its first bytes say, not its name.
 
@@ -8,6 +8,7 @@ Source: IEC 61966-2-1 (sRGB); PNG Specification, third edition (W3C, 2025) for c
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,10 @@ from PIL import Image
 
 from library.errors import ImageFileError
 from library.files.atomic import whole_file
-from library.files.exr import read_exr
+from library.files.exr import exr_rgb_to_lin_rec2020, read_exr
+from library.files.icc import Curve, Space, icc_profile
 from library.files.metadata import ImageMetadata, metadata_tags
+from library.files.sizes import refuse_claims_beyond_reason
 from library.files.tiff import Tag, TagType, tiff_header, write_tiff
 
 _ICC_PROFILE = 34675
@@ -53,23 +56,46 @@ def write_png(path: str | Path, srgb: np.ndarray, metadata: ImageMetadata | None
 
 
 def write_tiff16(path: str | Path, srgb: np.ndarray, metadata: ImageMetadata | None = None) -> None:
-    """Writes an uncompressed 16-bit TIFF with an sRGB profile and EXIF, whole or not at all.
+    """Writes an uncompressed 16-bit TIFF with an sRGB profile and EXIF, whole or not at all: `write_rgb_tiff`.
 
-    srgb    uint16 (H, W, 3), encoded
-    raises  ImageFileError when the file would pass 4 GiB
+    srgb  uint16 (H, W, 3), encoded
     """
-    height, width, channels = srgb.shape
+    assert srgb.dtype == np.uint16
+    write_rgb_tiff(path, srgb, space="srgb", curve="srgb", metadata=metadata)
+
+
+def write_rgb_tiff(
+    path: str | Path, rgb: np.ndarray, *, space: Space, curve: Curve, metadata: ImageMetadata | None = None
+) -> None:
+    """Writes an uncompressed TIFF with the ICC profile of its space and EXIF, whole or not at all.
+
+    rgb     (H, W, 3) uint16, or float16 or float32, any finite value
+    curve   how the numbers are encoded
+    raises  ImageFileError when the file would pass 4 GiB, and for NaN and infinity
+    """
+    height, width, channels = rgb.shape
     assert channels == 3
+    kinds = {"uint16": np.uint16, "float16": np.float16, "float32": np.float32}
+    if not np.isfinite(rgb).all():
+        raise ImageFileError(path, "would hold NaN or infinity: the image was made wrongly and is not written")
     ifd0, exif = metadata_tags(metadata) if metadata else ([], [])
-    tags = [*ifd0, Tag(262, TagType.SHORT, 2), Tag(_ICC_PROFILE, TagType.UNDEFINED, srgb_profile())]
-    write_tiff(path, [srgb], height=height, width=width, channels=channels, tags=tags, exif=exif, rows_per_strip=256)
+    profile = Tag(_ICC_PROFILE, TagType.UNDEFINED, icc_profile(space, curve))
+    write_tiff(
+        path,
+        [rgb],
+        height=height,
+        width=width,
+        channels=channels,
+        tags=[*ifd0, Tag(262, TagType.SHORT, 2), profile],
+        exif=exif,
+        dtype=kinds[rgb.dtype.name],
+        rows_per_strip=256,
+    )
 
 
 def srgb_profile() -> bytes:
     """An ICC profile of sRGB, the same bytes every time."""
-    profile = imagecodecs.cms_profile("srgb")
-    # ICC.1:2022, 7.2.1: bytes 24 to 35 are the time of creation, which must not make equal pictures differ.
-    return profile[:24] + np.array([2026, 1, 1, 0, 0, 0], dtype=">u2").tobytes() + profile[36:]
+    return icc_profile("srgb", "srgb")
 
 
 def read_image(path: str | Path) -> DisplayImage:
@@ -77,7 +103,8 @@ def read_image(path: str | Path) -> DisplayImage:
 
     Integers are scaled to [0, 1]. A picture with an embedded ICC profile is converted to sRGB in its own precision,
     which clips colours outside sRGB. JPEG XL is taken as sRGB-encoded with unknown primaries, since its decoder tells
-    neither; floating-point TIFF as linear with unknown primaries; Radiance as linear with sRGB's, its usual ones.
+    neither; floating-point TIFF as linear with unknown primaries, unless it has a profile of `write_rgb_tiff`; Radiance
+    as linear with sRGB's, its usual ones. An EXR with other chromaticities is converted to Rec.2020.
 
     raises  ImageFileError: missing, unknown, damaged, CMYK, HDR-encoded (PQ, HLG) and raw files
     """
@@ -106,6 +133,7 @@ def _read_png(path: Path) -> DisplayImage:
         return _read_with_pillow(path)
     with Image.open(io.BytesIO(data)) as image:
         profile = image.info.get("icc_profile")
+        refuse_claims_beyond_reason(path, image.height, image.width, 8)
     return _display(path, imagecodecs.png_decode(data), profile)  # Pillow would cut 16 bits to 8
 
 
@@ -117,12 +145,20 @@ def _read_with_pillow(path: Path) -> DisplayImage:
         return _display(path, np.asarray(image.convert("L" if grey else "RGB")), image.info.get("icc_profile"))
 
 
+_SILENCE = logging.NullHandler()
+
+
 def _read_tiff(path: Path) -> DisplayImage:
+    # tifffile reports damage through logging, which prints where nothing is configured.
+    logging.getLogger("tifffile").addHandler(_SILENCE)
     with tifffile.TiffFile(path) as file:
         page = file.pages.first
         if page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
             kind = getattr(page.photometric, "name", page.photometric)
             raise ImageFileError(path, f"is a TIFF of kind {kind}: it needs RGB or grey; a raw file is read as such")
+        refuse_claims_beyond_reason(
+            path, page.imagelength, page.imagewidth, page.samplesperpixel * page.bitspersample / 8
+        )
         pixels = page.asarray()
         if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
             pixels = np.moveaxis(pixels, 0, -1)
@@ -141,6 +177,11 @@ def _read_radiance(path: Path) -> DisplayImage:
 
 def _read_exr(path: Path) -> DisplayImage:
     image = read_exr(path)
+    if image.color_space == "unknown" and image.chromaticities:
+        try:
+            return DisplayImage(exr_rgb_to_lin_rec2020(image.rgb, image.chromaticities), "linear", "rec2020")
+        except np.linalg.LinAlgError:
+            return DisplayImage(image.rgb, "linear", "unknown")  # chromaticities of no space
     return DisplayImage(image.rgb, "linear", image.color_space)
 
 
@@ -162,12 +203,23 @@ def _display(path: Path, pixels: np.ndarray, profile: bytes | None) -> DisplayIm
         raise ImageFileError(path, f"has samples of shape {pixels.shape}: it needs one image, grey or RGB")
     pixels = pixels[..., : 3 if pixels.shape[2] >= 3 else 1]
     if pixels.dtype.kind == "f":
-        return DisplayImage(_three_channels(pixels.astype(np.float32)), "linear", "unknown")
+        return DisplayImage(_three_channels(pixels.astype(np.float32)), *_meaning_of_floats(profile))
     if pixels.dtype not in (np.uint8, np.uint16):
         raise ImageFileError(path, f"has samples of type {pixels.dtype}: it needs 8 or 16 bits, or floating point")
     if profile:
         pixels = _to_srgb(path, pixels, profile)
     return DisplayImage(_three_channels(pixels / np.float32(np.iinfo(pixels.dtype).max)), "srgb", "srgb")
+
+
+def _meaning_of_floats(
+    profile: bytes | None,
+) -> tuple[Literal["srgb", "linear"], Literal["srgb", "rec2020", "unknown"]]:
+    """Encoding and space by a profile of ours; a foreign one would have to be applied in floating point."""
+    if profile == srgb_profile():
+        return "srgb", "srgb"
+    if profile == icc_profile("srgb", "linear"):
+        return "linear", "srgb"
+    return "linear", "rec2020" if profile == icc_profile("rec2020", "linear") else "unknown"
 
 
 def _three_channels(pixels: np.ndarray) -> np.ndarray:

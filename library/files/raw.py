@@ -9,19 +9,24 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rawpy
 
 from library.errors import RawFileError
 from library.files import ciff, exif, headless
+from library.files.dng_tags import DngValue, read_dng_tags
 from library.files.exif import ExifValue
 from library.files.metadata import ImageMetadata
+from library.ops.cfa_letters import BAYER_PHASES, CFA_PHASES
+
+if TYPE_CHECKING:
+    from library.ops.levels import WhiteLevel
 
 RAW_SUFFIXES = frozenset(
     [
@@ -56,13 +61,13 @@ RAW_SUFFIXES = frozenset(
     ]
 )
 """Names that raw files of cameras end with, in lower case. What is in a file, only reading it tells."""
-BAYER_PHASES = ("RGGB", "GRBG", "GBRG", "BGGR")
 
 # LibRaw's flip has bits for mirror (1), upside down (2) and transpose (4).
 _ORIENTATION_OF_FLIP = {0: 1, 1: 2, 3: 3, 2: 4, 4: 5, 6: 6, 7: 7, 5: 8}
 
 _COLOR_MATRICES = {50778: 50721, 50779: 50722}  # DNG CalibrationIlluminant1, 2 -> ColorMatrix1, 2
 _D65 = 21
+_BLACK_LEVEL_REPEAT_DIM, _BLACK_LEVEL, _ACTIVE_AREA = 50713, 50714, 50829
 _NOISE_PROFILE = 51041
 
 
@@ -71,10 +76,11 @@ class RawImage:
     """One raw file. None and "" mean that the file does not say.
 
     mosaic                  uint16 (H, W) DN of the active area: no optical-black borders, whole even where odd-sized
-    cfa                     the letters of the top-left 2x2 tile, row by row: RGGB, GRBG, GBRG or BGGR
-    black_level             (2, 2) DN by CFA tile position
+    cfa                     the letters of the top-left tile, row by row: RGGB, GRBG, GBRG or BGGR, or the 36 of an
+                            X-Trans tile (one of `library.ops.cfa.XTRANS_PHASES`)
+    black_level             (2, 2) or (6, 6) DN by CFA tile position
     white_level             DN at which a photosite saturates; LibRaw's, which other decoders may put elsewhere
-    camera_white_level      (2, 2) DN by CFA tile position, where the maker notes have it
+    camera_white_level      (2, 2) or (6, 6) DN by CFA tile position, where the maker notes have it
     as_shot_white_balance   (3,) R, G, B multipliers, G = 1
     xyz_to_camera           (3, 3) for D65, rows R, G, B, as LibRaw knows the camera or else as the DNG says
     exposure_time           s
@@ -85,6 +91,7 @@ class RawImage:
     sha256                  of the whole file, whose very bytes were decoded
     noise_profile           (a, b) for all CFA planes or for each: variance a*x + b at x in [0, 1] (DNG NoiseProfile)
     exif                    whitelisted values by EXIF name (`library.files.exif.FIELDS`)
+    dng                     of a DNG: colour, lens and framing by name (`library.files.dng_tags.FIELDS`)
     """
 
     path: str
@@ -108,6 +115,7 @@ class RawImage:
     pixel_aspect: float = 1.0
     noise_profile: tuple[tuple[float, float], ...] | None = None
     exif: Mapping[str, ExifValue]
+    dng: Mapping[str, DngValue] = field(default_factory=dict)
 
     @property
     def height(self) -> int:
@@ -117,24 +125,64 @@ class RawImage:
     def width(self) -> int:
         return self.mosaic.shape[1]
 
+    @property
+    def clipping_level(self) -> np.ndarray:
+        """(2, 2) or (6, 6) DN by CFA tile position from which a photosite holds no picture: the lower of the decoder's
+        level and the camera's own."""
+        level = np.full(self.black_level.shape, float(self.white_level))
+        return level if self.camera_white_level is None else np.minimum(level, self.camera_white_level)
+
+    def require_bayer(self, why: str) -> None:
+        """Raises `RawFileError` for an X-Trans mosaic; `why` says what takes Bayer mosaics only, and the remedy."""
+        if self.cfa not in BAYER_PHASES:
+            raise RawFileError(self.path, f"is an X-Trans mosaic, and {why}")
+
+    def white_level_by(self, policy: WhiteLevel) -> float:
+        """DN that counts as white, one for all sites, since a white for each colour would change the white balance.
+
+        decoder  LibRaw's. camera  the lowest of the camera's own, LibRaw's where the file has none. minimum  the lower
+        of the two
+        """
+        if policy == "decoder" or self.camera_white_level is None:
+            return float(self.white_level)
+        camera = float(self.camera_white_level.min())
+        return camera if policy == "camera" else min(camera, float(self.white_level))
+
+    def at_white_level(self, policy: WhiteLevel) -> RawImage:
+        """The same raw with the white level of a policy."""
+        return replace(self, white_level=round(self.white_level_by(policy)))
+
+    def describe_levels(self, policy: WhiteLevel) -> str:
+        """What a file made of this raw says of them: `black 512, white 16383 (decoder, LibRaw 0.22.2 ...)`."""
+        lowest, highest = float(self.black_level.min()), float(self.black_level.max())
+        black = f"{lowest:g}" if lowest == highest else f"{lowest:g} to {highest:g} by CFA site"
+        return f"black {black}, white {self.white_level_by(policy):g} ({policy}; {self.decoder})"
+
     def metadata(self) -> ImageMetadata:
         """What a file made of this one should say."""
         shared = {field.name for field in fields(ImageMetadata)} & {field.name for field in fields(self)}
         return ImageMetadata(original_name=Path(self.path).name, **{name: getattr(self, name) for name in shared})
 
     def to_json(self) -> dict[str, Any]:
-        """Every field but the mosaic, with `height` and `width`, in plain JSON types."""
+        """Every field but the mosaic, with `height` and `width`, in plain JSON types; of opcodes, how many bytes."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "mosaic"}
         plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
         profile = [list(pair) for pair in self.noise_profile] if self.noise_profile else None
-        return plain | {"noise_profile": profile, "exif": dict(self.exif), "height": self.height, "width": self.width}
+        dng = {name: f"{len(value)} bytes" if isinstance(value, bytes) else value for name, value in self.dng.items()}
+        return plain | {
+            "noise_profile": profile,
+            "exif": dict(self.exif),
+            "dng": dng,
+            "height": self.height,
+            "width": self.width,
+        }
 
 
 def read_raw(path: str | Path) -> RawImage:
-    """Reads a Bayer raw file of any camera LibRaw knows, or a headless one that has a sidecar.
+    """Reads a Bayer or X-Trans raw file of any camera LibRaw knows, or a headless one that has a sidecar.
 
     raises  RawFileError, saying why and what to do: missing, empty, damaged or unsupported files, and those that hold
-            no 2x2 Bayer mosaic (linear DNG, Foveon, monochrome, four colours, X-Trans) or impossible levels
+            no mosaic of red, green and blue (linear DNG, Foveon, monochrome, four colours) or impossible levels
     """
     path = Path(path)
     data = _bytes_of(path)
@@ -169,7 +217,9 @@ def _read_headless(path: Path, data: bytes) -> RawImage:
         path=str(path),
         mosaic=mosaic,
         cfa=sidecar.cfa,
-        black_level=np.broadcast_to(np.array(sidecar.black_level, np.float32), (2, 2)).copy(),
+        black_level=np.broadcast_to(
+            np.array(sidecar.black_level, np.float32), (2, 2) if len(sidecar.cfa) == 4 else (6, 6)
+        ).copy(),
         white_level=sidecar.white_level,
         decoder="16-bit little-endian samples described by a sidecar",
         sha256=hashlib.sha256(data).hexdigest(),
@@ -188,21 +238,23 @@ def _read_with_libraw(path: Path, data: bytes) -> RawImage:
     try:
         with rawpy.imread(io.BytesIO(data)) as raw:
             raw.unpack()
-            _refuse_all_but_bayer(path, raw)
+            _refuse_what_is_no_mosaic(path, raw)
             return _raw_image(path, data, raw, tags)
     except (rawpy.LibRawError, rawpy.NotSupportedError, NotImplementedError) as error:
         raise RawFileError(path, _why_unreadable(path, data, tags, error)) from error
 
 
 def _raw_image(path: Path, data: bytes, raw: rawpy.RawPy, tags: Mapping[int, Any]) -> RawImage:
-    tile = _top_left_tile(raw)
+    tags = {**tags, **exif.read_mosaic_tags(data, (_BLACK_LEVEL_REPEAT_DIM, _BLACK_LEVEL, _ACTIVE_AREA))}
+    rows, columns = _active_area(raw, tags)
+    tile = _tile_at(raw, rows.start - raw.sizes.top_margin, columns.start - raw.sizes.left_margin)
     camera_white = raw.camera_white_level_per_channel
     shot = raw.other
     return RawImage(
         path=str(path),
-        mosaic=raw.raw_image_visible.copy(),
+        mosaic=raw.raw_image[rows, columns].copy(),
         cfa=_letters(tile),
-        black_level=np.array(raw.black_level_per_channel, np.float32)[tile],
+        black_level=_black_level(raw, tile, tags),
         white_level=int(raw.white_level),
         camera_white_level=np.array(camera_white, np.float32)[tile] if camera_white and all(camera_white) else None,
         as_shot_white_balance=_white_balance(raw.camera_whitebalance),
@@ -220,13 +272,14 @@ def _raw_image(path: Path, data: bytes, raw: rawpy.RawPy, tags: Mapping[int, Any
         sha256=hashlib.sha256(data).hexdigest(),
         noise_profile=_noise_profile(tags),
         exif=exif.whitelisted(tags),
+        dng=read_dng_tags(data),
     )
 
 
 _LIBRAW = ".".join(map(str, rawpy.libraw_version))
 
 
-def _refuse_all_but_bayer(path: Path, raw: rawpy.RawPy) -> None:
+def _refuse_what_is_no_mosaic(path: Path, raw: rawpy.RawPy) -> None:
     pattern = raw.raw_pattern
     if raw.raw_type is not rawpy.RawType.Flat or pattern is None:
         raise RawFileError(
@@ -238,19 +291,13 @@ def _refuse_all_but_bayer(path: Path, raw: rawpy.RawPy) -> None:
         raise RawFileError(
             path,
             f"has a colour filter array of {raw.num_colors} colours ({raw.color_desc.decode()}): "
-            "only red, green and blue Bayer mosaics can be used",
+            "only mosaics of red, green and blue can be used",
         )
-    if pattern.shape == (6, 6):
+    if pattern.shape not in ((2, 2), (6, 6)) or _letters(_tile_at(raw, 0, 0)) not in CFA_PHASES:
         raise RawFileError(
             path,
-            "is an X-Trans mosaic (6x6): it needs a path over demosaiced linear RGB, which does not exist yet; "
-            "only 2x2 Bayer mosaics can be used",
-        )
-    if pattern.shape != (2, 2) or _letters(_top_left_tile(raw)) not in BAYER_PHASES:
-        raise RawFileError(
-            path,
-            f"has no 2x2 Bayer colour filter array (its pattern repeats every {pattern.shape[0]} x "
-            f"{pattern.shape[1]} photosites): only Bayer mosaics can be used",
+            f"has neither a Bayer nor an X-Trans colour filter array (its pattern repeats every {pattern.shape[0]} x "
+            f"{pattern.shape[1]} photosites): only mosaics of these two can be used",
         )
 
 
@@ -261,6 +308,8 @@ def _why_unreadable(path: Path, data: bytes, tags: Mapping[int, Any], error: Exc
             f"is a GoPro GPR, compressed with VC-5, which LibRaw {_LIBRAW} cannot decode: "
             "convert it to DNG with GoPro's gpr_tools or Adobe DNG Converter"
         )
+    if isinstance(error, rawpy.LibRawUnsufficientMemoryError | rawpy.LibRawMemPoolOverflowError):
+        return f"needs more memory to decode than there is (LibRaw: {said}): it is damaged, or too large"
     truncated = data[6:14] == ciff.SIGNATURE and not tags
     if truncated or isinstance(error, rawpy.LibRawIOError | rawpy.LibRawDataError):
         return f"is truncated or damaged (LibRaw: {said}): copy it again from the card or the backup"
@@ -270,10 +319,42 @@ def _why_unreadable(path: Path, data: bytes, tags: Mapping[int, Any], error: Exc
     )
 
 
-def _top_left_tile(raw: rawpy.RawPy) -> np.ndarray:
-    """(2, 2) LibRaw colour indices of the active area's first tile; `raw_pattern` counts from the borders' corner."""
-    top, left = raw.sizes.top_margin, raw.sizes.left_margin
-    return np.array([[raw.raw_color(top + y, left + x) for x in range(2)] for y in range(2)])
+def _tile_at(raw: rawpy.RawPy, top: int, left: int) -> np.ndarray:
+    """(2, 2) or (6, 6) LibRaw colour indices of the tile that begins at (top, left) of the visible area, which may be
+    outside of it."""
+    assert raw.raw_pattern is not None
+    period = len(raw.raw_pattern)
+    first_row, first_column = raw.sizes.top_margin, raw.sizes.left_margin
+    # `raw_pattern` itself counts from the borders' corner.
+    tile = [[raw.raw_color(first_row + y, first_column + x) for x in range(period)] for y in range(period)]
+    return np.roll(np.array(tile), (-top, -left), (0, 1))
+
+
+def _active_area(raw: rawpy.RawPy, tags: Mapping[int, Any]) -> tuple[slice, slice]:
+    """Rows and columns of `raw_image`. LibRaw's, but whole: of a DNG's odd ActiveArea it drops a line."""
+    sizes = raw.sizes
+    top, left, bottom, right = (
+        sizes.top_margin,
+        sizes.left_margin,
+        sizes.top_margin + sizes.height,
+        sizes.left_margin + sizes.width,
+    )
+    area = [int(number) for number in _numbers(tags, _ACTIVE_AREA)]
+    if len(area) == 4 and 0 <= top - area[0] <= 1 and 0 <= left - area[1] <= 1 and area[2:] == [bottom, right]:
+        top, left = area[:2]
+    return slice(top, bottom), slice(left, right)
+
+
+def _black_level(raw: rawpy.RawPy, tile: np.ndarray, tags: Mapping[int, Any]) -> np.ndarray:
+    """(2, 2) or (6, 6) DN by CFA tile position."""
+    # LibRaw has a level for each of its four colour indices, so loses those of X-Trans, and mistakes those of an odd
+    # ActiveArea. A DNG has them by site from ActiveArea's corner.
+    size, levels = ([int(side) for side in _numbers(tags, _BLACK_LEVEL_REPEAT_DIM)], _numbers(tags, _BLACK_LEVEL))
+    fits = len(size) == 2 and all(side > 0 and n % side == 0 for n, side in zip(tile.shape, size, strict=True))
+    if fits and len(levels) == size[0] * size[1] > 1:
+        repeats = [n // side for n, side in zip(tile.shape, size, strict=True)]
+        return np.tile(np.array(levels, np.float32).reshape(size), repeats)
+    return np.array(raw.black_level_per_channel, np.float32)[tile]
 
 
 def _letters(tile: np.ndarray) -> str:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from library.models.blocks.cfa_stem import CorrectedCfaPlanes
 from library.models.blocks.correction import CorrectedDemosaic
 from library.models.blocks.image_model import ImageModel, ModelConfig
 from library.models.blocks.naf import naf_blocks
@@ -21,8 +22,8 @@ from library.models.blocks.pointwise import pointwise
 
 class Config(ModelConfig):
     kind: Literal["nafnet"] = "nafnet"
-    in_channels: Literal[4] = 4
-    """Packed R, G1, G2, B."""
+    in_channels: Literal[4, 5] = 4
+    """4: packed R, G1, G2, B; 5: CFA planes of Bayer or X-Trans, and the noise's sigma."""
     width: int = Field(default=16, gt=0, multiple_of=2)
     """Channels at the first level; doubles at each level."""
     encoder_blocks: tuple[int, ...] = Field(default=(1, 1), min_length=1)
@@ -50,7 +51,8 @@ class Config(ModelConfig):
 
 
 class NAFNet(ImageModel):
-    """(N, 4, h, w) packed mosaic -> (N, 3, 2h, 2w) camera RGB; h and w multiples of the lattice."""
+    """(N, 4, h, w) packed mosaic -> (N, 3, 2h, 2w) camera RGB, or (N, 5, H, W) CFA planes -> (N, 3, H, W); h and w
+    multiples of the lattice."""
 
     parts: ClassVar = {
         "encoder": ("intro", "encoder", "down"),
@@ -64,10 +66,11 @@ class NAFNet(ImageModel):
         super().__init__()
         self.config = config
         self.in_channels = config.in_channels
-        self.scale = 2
+        self.scale = 2 if config.in_channels == 4 else 1
         widths = [config.width * 2**level for level in range(len(config.encoder_blocks) + 1)]
-        self.corrected = CorrectedDemosaic(config.stabilizer_offset)
-        self.intro = nn.Conv2d(4, widths[0], 3, padding=1)
+        corrected = CorrectedDemosaic if config.in_channels == 4 else CorrectedCfaPlanes
+        self.corrected = corrected(config.stabilizer_offset)
+        self.intro = nn.Conv2d(self.corrected.num_features, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList(naf_blocks(w, n) for w, n in zip(widths, config.encoder_blocks, strict=False))
         self.down = nn.ModuleList(nn.Conv2d(w, 2 * w, 2, stride=2) for w in widths[:-1])
         self.middle = naf_blocks(widths[-1], config.middle_blocks)

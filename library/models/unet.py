@@ -18,21 +18,21 @@ from library.models.blocks.utnet import Decoder, Encoder, Head, enlargement, hea
 
 class Config(ModelConfig):
     kind: Literal["unet"] = "unet"
-    in_channels: Literal[3, 4] = 4
-    """4: packed R, G1, G2, B; 3: lin_rec2020."""
+    in_channels: Literal[3, 4, 5] = 4
+    """4: packed R, G1, G2, B; 5: CFA planes of Bayer or X-Trans, and the noise's sigma; 3: lin_rec2020."""
     funit: int = Field(default=32, gt=0)
     """Channels at full resolution; doubles at each level."""
     head: Head = "pixelshuffle"
     """How packed input becomes a full-resolution picture: `pixelshuffle` shuffles 12 channels at the end, `transposed`
     ends in a 2x2 transposed convolution, `preupsample` enlarges bilinearly before the first layer (four times the
-    work). Three-channel input is at full resolution already: `plain`."""
+    work). A picture, or CFA planes, are at full resolution already: `plain`."""
 
     @model_validator(mode="after")
     def _head_fits_input(self) -> Config:
-        if (self.in_channels == 3) != (self.head == "plain"):
+        if (self.in_channels != 4) != (self.head == "plain"):
             raise ValueError(
                 f"head '{self.head}' does not fit in_channels {self.in_channels}: "
-                "set head to 'plain' for 3 channels, to 'pixelshuffle', 'transposed' or 'preupsample' for 4"
+                "set head to 'plain' for 3 or 5 channels, to 'pixelshuffle', 'transposed' or 'preupsample' for 4"
             )
         return self
 
@@ -44,8 +44,8 @@ class Config(ModelConfig):
 
 
 class UNet(ImageModel):
-    """(N, 4, h, w) packed mosaic -> (N, 3, 2h, 2w) camera RGB, or (N, 3, H, W) lin_rec2020 -> same; h and w multiples
-    of the lattice."""
+    """(N, 4, h, w) packed mosaic -> (N, 3, 2h, 2w) camera RGB, (N, 5, H, W) CFA planes -> (N, 3, H, W), or
+    (N, 3, H, W) lin_rec2020 -> same; h and w multiples of the lattice."""
 
     parts: ClassVar = {"encoder": ("encoder",), "decoder": ("decoder",), "head": ("head",)}
     config: Config

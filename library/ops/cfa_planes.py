@@ -6,6 +6,8 @@ remove: a camera that was calibrated later needs no retraining, and a strength i
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,9 +31,7 @@ def color_planes(cfa: str, height: int, width: int) -> Tensor:
     return torch.stack([labels == color for color in range(3)]).float()
 
 
-def pack_cfa_planes(
-    mosaic: Tensor, cfa: str, *, a: float | Tensor, b: float | Tensor, strength: float = 1.0
-) -> Tensor:
+def pack_cfa_planes(mosaic: Tensor, cfa: str, *, a: float | Tensor, b: float | Tensor, strength: float = 1.0) -> Tensor:
     """A mosaic to the input of a model of CFA planes.
 
     mosaic    (..., H, W) scene-linear, unclipped, top-left pixel at CFA tile (0, 0); any size
@@ -81,14 +81,16 @@ def interpolate_cfa_planes(mosaic: Tensor, planes: Tensor) -> Tensor:
 
 
 def _window_sums(x: Tensor, weights: tuple[float, ...]) -> Tensor:
-    """Each channel's weighted sum around each pixel, in a fixed order: the same bits wherever a tile begins."""
+    """Each channel's weighted sum around each pixel, in a fixed order: the same bits wherever a tile begins. No step
+    knows the size, so that an exported graph takes any."""
     radius = len(weights) // 2
     for dim in (2, 3):
-        length = x.shape[dim]
         padded = F.pad(x, (0, 0, radius, radius) if dim == 2 else (radius, radius))
-        x = sum(
-            (weight * padded.narrow(dim, start, length) for start, weight in enumerate(weights)), torch.zeros_like(x)
-        )
+        terms = []
+        for start, weight in enumerate(weights):
+            end = start - 2 * radius or None
+            terms.append(weight * (padded[:, :, start:end] if dim == 2 else padded[:, :, :, start:end]))
+        x = functools.reduce(torch.add, terms)
     return x
 
 

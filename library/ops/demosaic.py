@@ -113,8 +113,8 @@ def _filter(planes: Tensor, y: int, x: int, kernel: _Kernel, scale: float) -> Te
 
 
 def demosaic_half_size(mosaic: Tensor, *, cfa: str = "RGGB") -> Tensor:
-    """One pixel for each smallest block that holds all colours, of its own samples: no interpolation, hence no artefact,
-    at half the resolution, of X-Trans at a third.
+    """One pixel for each smallest block that holds all colours, of its own samples: no interpolation, hence no
+    artefact, at half the resolution, of X-Trans at a third.
 
     mosaic   (..., H, W) floating point, any size, top-left pixel at CFA tile (0, 0)
     returns  (..., 3, H', W'), about half of H and W (2x2 blocks) or a third (3x3 blocks of X-Trans); a colour is the

@@ -13,8 +13,6 @@ from library.ops.cfa_planes import color_planes, interpolate_cfa_planes
 
 MARGIN = 2
 """Photosites around a rectangle that its highlights depend on."""
-_BAND = 128
-"""Rows at a time: in between, each pixel takes some hundred bytes."""
 
 
 def keep_clipped(camera_rgb: Tensor, mosaic: Tensor, clipped: Tensor, cfa: str) -> Tensor:
@@ -31,21 +29,8 @@ def keep_clipped(camera_rgb: Tensor, mosaic: Tensor, clipped: Tensor, cfa: str) 
     """
     if not clipped.any():
         return camera_rgb
-    height, width = mosaic.shape
-    result = camera_rgb.clone()
-    # Bands of whole tiles, so that the CFA of each is that of the picture.
-    for top in range(0, height, _BAND - _BAND % 6):
-        bottom = min(top + _BAND - _BAND % 6, height)
-        first, last = max(top - 6, 0), min(bottom + MARGIN, height)
-        if not clipped[first:last].any():
-            continue
-        planes = color_planes(cfa, last - first, width)[None]
-        share, samples = (
-            interpolate_cfa_planes(x[None, None], planes)[0, :, top - first : bottom - first]
-            for x in (clipped[first:last].float(), mosaic[first:last])
-        )
-        own = result[:, top:bottom]
-        # Not a sum with a weight of 1, which would round.
-        mixed = torch.where(share == 1, samples, own + share * (samples - own))
-        result[:, top:bottom] = torch.where(share > 0, mixed, own)
-    return result
+    planes = color_planes(cfa, *mosaic.shape)[None]
+    share, samples = (interpolate_cfa_planes(x[None, None], planes)[0] for x in (clipped.float(), mosaic))
+    # Not a sum with a weight of 1, which would round.
+    mixed = torch.where(share == 1, samples, camera_rgb + share * (samples - camera_rgb))
+    return torch.where(share > 0, mixed, camera_rgb)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,8 +17,7 @@ from library.ops.cfa import cfa_levels
 
 WhiteLevel = Literal["decoder", "camera", "minimum"]
 """Which count of a raw file is scene-linear 1, where sources disagree (by up to 24 percent between decoders): that of
-the decoder, LibRaw; the camera's own, from its maker notes; or the lower one, at which every clipped photosite is white.
-"""
+the decoder, LibRaw; the camera's own, from its maker notes; or the lower one, by which all that clipped is white."""
 
 
 def normalize_levels(mosaic: Tensor, black_level: Tensor, white_level: float) -> Tensor:
@@ -55,6 +55,39 @@ def quantize(values: Tensor) -> Tensor:
     returns  (...) uint16
     """
     return values.round().clamp(0, torch.iinfo(torch.uint16).max).to(torch.uint16)
+
+
+def file_levels(black_level: np.ndarray, white_level: float, *, room: int) -> tuple[np.ndarray, int]:
+    """Levels of a 16-bit file for a mosaic that was read at others: none of its counts is lost, nor what a denoiser
+    puts between them.
+
+    black_level  (2, 2) or (6, 6) DN, by CFA tile position
+    white_level  DN at which a photosite saturates
+    room         DN below black that shadow noise shall have
+    returns      black level by site, and white. The mosaic's own where they have the steps of 13 bits or more and a
+                 hundredth of them below black, so that a program that knows the camera better than the file is right;
+                 else black at `room` and so many steps for each of the mosaic's as 16 bits hold
+    """
+    lowest = float(black_level.min())
+    steps = white_level - lowest
+    if steps >= 2**13 - 1 and 100 * lowest >= steps:
+        return black_level.astype(np.float64), round(white_level)
+    factor = max(1, int((65535 - room) // steps))
+    return room + factor * (black_level.astype(np.float64) - lowest), room + round(factor * steps)
+
+
+def dither(height: int, width: int, top: int, left: int) -> Tensor:
+    """What to add to values before they are rounded, so that a smooth shadow does not fall into bands: evenly spread
+    from -0.49 to 0.49, which leaves whole numbers as they are.
+
+    top, left  of the rectangle in its picture: the same pixel gets the same wherever a tile begins
+    returns    (height, width) float32
+
+    Interleaved gradient noise (Jimenez 2014, "Next Generation Post Processing in Call of Duty: Advanced Warfare").
+    """
+    rows = torch.arange(top, top + height, dtype=torch.float64)[:, None]
+    columns = torch.arange(left, left + width, dtype=torch.float64)
+    return ((52.9829189 * (0.06711056 * columns + 0.00583715 * rows).frac()).frac() * 0.98 - 0.49).float()
 
 
 def _tile_levels(black_level: Tensor, white_level: float, mosaic: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from library.datasets.batch import Batch
 from library.losses import LossConfig
 from library.metrics import masked_mean_per_image, only_valid
 from library.ops.cfa import sample_cfa, unpack_cfa
+from library.ops.cfa_planes import CFA_PLANES
 from library.ops.color import camera_rgb_to_lin_rec2020, lin_rec2020_to_lin_srgb
 from library.ops.transfer import gamma22_encode, pq_encode, root_encode, srgb_encode
 
@@ -77,7 +78,13 @@ def match_mean(picture: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 def match_input(batch: Batch) -> Batch:
     """The batch with each noisy mosaic at the mean of the truth's mosaic, over the valid photosites: like with like,
-    since a mosaic measures green twice and a picture does not."""
+    since a mosaic measures green twice and a picture does not. A picture is compared with the truth itself."""
+    if batch.noisy.shape[1] == 3:
+        return dataclasses.replace(batch, noisy=batch.noisy * matching_gain(batch.noisy, batch.clean, batch.mask))
+    if batch.noisy.shape[1] == CFA_PLANES:
+        mosaic, planes, sigma = batch.noisy.split((1, 3, 1), dim=1)
+        gain = matching_gain(mosaic, (batch.clean * planes).sum(1, keepdim=True), batch.mask)
+        return dataclasses.replace(batch, noisy=torch.cat([mosaic * gain, planes, sigma * gain], dim=1))
     noisy, clean = unpack_cfa(batch.noisy).unsqueeze(1), sample_cfa(batch.clean).unsqueeze(1)
     return dataclasses.replace(batch, noisy=batch.noisy * matching_gain(noisy, clean, batch.mask))
 
@@ -104,7 +111,7 @@ class Objective(nn.Module):
         return "arbitrary" if self.gain == "match_target" else "absolute"
 
     def network_input(self, batch: Batch) -> Tensor:
-        """(N, 4, h, w) packed mosaics that the network is to see, in training as in validation."""
+        """(N, C, h, w) packed mosaics, CFA planes or pictures: what a network is to see, in training and validation."""
         return match_input(batch).noisy if self.gain == "match_input" else batch.noisy
 
     def settle_gain(self, camera_rgb: Tensor, batch: Batch) -> Tensor:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from library.bundle import OutputGain, load_bundle, write_bundle
+from library.bundle import OutputGain, golden_inputs, load_bundle, write_bundle
 from library.codec_bundle import pack_bundle
 from library.errors import BundleError
 from library.inference.verify import verify_tiling
@@ -198,3 +199,27 @@ def test_a_model_without_weights_is_a_bundle_as_any_other(tmp_path: Path) -> Non
         bundle.model(packed), demosaic_malvar(unpack_cfa(packed))
     )  # nothing is learned, so nothing differs
     assert verify_tiling(bundle).exact
+
+
+def test_a_bundle_from_before_there_was_a_choice_of_white_level_knows_the_decoders(tmp_path: Path):
+    model = nafnet.Config(width=4).build()
+    write_bundle(tmp_path / "b", model, name="old", training={}, data_digest="d", metrics={}, step=1)
+    bundle = load_bundle(tmp_path / "b")
+    assert bundle.white_level == bundle.manifest["levels"]["white"] == "decoder"
+    old = {**bundle.manifest, "levels": {**bundle.manifest["levels"], "white": "one level, from the decoder (LibRaw)"}}
+    assert replace(bundle, manifest=old).white_level == "decoder"
+
+
+def test_a_bundle_says_the_white_level_of_the_data_it_was_trained_on(tmp_path: Path):
+    model = nafnet.Config(width=4).build()
+    training = {"dataset": {"kind": "synthetic", "white_level": "minimum"}}
+    write_bundle(tmp_path / "b", model, name="new", training=training, data_digest="d", metrics={}, step=1)
+    assert load_bundle(tmp_path / "b").white_level == "minimum"
+
+
+def test_golden_inputs_of_cfa_planes_are_bayer_and_x_trans():
+    tiles = golden_inputs(5, 8)
+    assert tiles.shape == (4, 5, 64, 64)
+    assert (tiles[:, 1:4].sum(1) == 1).all()
+    periods = [2 if torch.equal(tile[1:4, 2:], tile[1:4, :-2]) else 6 for tile in tiles]
+    assert periods == [2, 6, 2, 6]

@@ -211,7 +211,7 @@ def test_a_codec_that_is_not_here_is_refused(bundle: Path) -> None:
 
 def test_weights_of_another_size_are_refused(bundle: Path) -> None:
     model = json.loads((bundle / "manifest.json").read_text())["model"] | {"width": 16}
-    with pytest.raises(BundleError, match="does not hold the weights and tables of its codec"):
+    with pytest.raises(BundleError, match="does not fit the model of the manifest"):
         load_codec(resealed(bundle, model=model))
 
 

@@ -13,7 +13,7 @@ from library.ops.transfer import root_decode, root_encode
 
 # Brings stabilised samples, mostly in [0, 1], to about zero mean and unit size, and the head's first corrections to
 # theirs.
-_INPUT_MEAN, _INPUT_GAIN, _OUTPUT_GAIN = 0.3, 4.0, 0.1
+INPUT_MEAN, INPUT_GAIN, OUTPUT_GAIN = 0.3, 4.0, 0.1
 
 
 class CorrectedDemosaic(nn.Module):
@@ -22,6 +22,8 @@ class CorrectedDemosaic(nn.Module):
     network  (N, 4, h, w) stabilised, about zero mean and unit size -> (N, 12, h, w) corrections, to be shuffled
     offset   scene-linear value around which the square root bends; about the noise floor
     """
+
+    num_features = 4
 
     def __init__(self, offset: float) -> None:
         super().__init__()
@@ -32,7 +34,7 @@ class CorrectedDemosaic(nn.Module):
         # Levels and colour stay in float32 when the network runs in bfloat16.
         with full_precision(packed):
             start = root_encode(self.demosaic(packed.float()), self.offset)
-            features = (root_encode(packed.float(), self.offset) - _INPUT_MEAN) * _INPUT_GAIN
+            features = (root_encode(packed.float(), self.offset) - INPUT_MEAN) * INPUT_GAIN
         correction = F.pixel_shuffle(network(features), 2)
         with full_precision(packed):
-            return root_decode(start + _OUTPUT_GAIN * correction.float(), self.offset)
+            return root_decode(start + OUTPUT_GAIN * correction.float(), self.offset)

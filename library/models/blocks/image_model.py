@@ -59,6 +59,8 @@ class ImageModel(Trainable):
 
     in_channels 4  packed R, G1, G2, B, (raw - black) / (white - black), unclipped, no white balance -> camera RGB at
                    the same scale
+    in_channels 5  a mosaic of any CFA at full resolution, where red, green and blue are measured, and the noise's sigma
+                   (`library.ops.cfa_planes`) -> camera RGB
     in_channels 3  lin_rec2020 -> lin_rec2020
     h and w        multiples of `lattice`
     """

@@ -16,12 +16,13 @@ from library.config import validate
 from library.datasets import samples, sensors
 from library.datasets.batch import Batch
 from library.datasets.store import Scene, SceneStore
-from library.datasets.synthetic import Config, Shot, Synthetic, observe
+from library.datasets.synthetic import Config, Shot, Synthetic, observe, observe_cfa_planes
 from library.errors import ConfigError, DataError, RawFileError
 from library.files.dng import write_cfa_dng
-from library.files.exr import write_exr
+from library.files.exr import read_exr, write_exr
 from library.files.metadata import ImageMetadata
-from library.ops.cfa import pack_cfa, sample_cfa
+from library.ops.cfa import BAYER_PHASES, XTRANS_PHASES, cfa_levels, cfa_tile, pack_cfa, sample_cfa
+from library.ops.cfa_planes import unpack_cfa_planes
 from library.ops.color import LIN_SRGB_TO_XYZ, camera_rgb_to_lin_rec2020, lin_srgb_to_lin_rec2020
 from library.ops.transfer import srgb_decode
 
@@ -470,3 +471,103 @@ def test_dead_leaves_have_edges_at_every_scale():
     bands = [power[(low <= frequency) & (frequency < 2 * low)].mean() for low in (0.02, 0.04, 0.08, 0.16)]
     slope = np.polyfit(np.log([0.02, 0.04, 0.08, 0.16]), np.log(bands), 1)[0]
     assert -3.5 < slope < -1.5
+
+
+# --- CFA planes, and demosaiced pictures ------------------------------------------------------------------------------
+
+
+def phase_of(sample: torch.Tensor) -> str:
+    """The tile that CFA planes begin with, told from where each colour is measured."""
+    labels = unpack_cfa_planes(sample)[1]
+    phases = (*BAYER_PHASES, *XTRANS_PHASES)
+    return next(cfa for cfa in phases if torch.equal(labels, cfa_levels(cfa_tile(cfa), *labels.shape)))
+
+
+def test_cfa_planes_are_of_every_cfa_that_is_asked_for_and_say_the_noise_that_is_in_them(scenes: Path, tmp_path: Path):
+    settings = {"scenes": str(scenes), "crop": 32, "validation_crop": 176, "output": "cfa_planes"}
+    for cfas, phases in (
+        (("bayer", "xtrans"), {*BAYER_PHASES, *XTRANS_PHASES}),
+        (("bayer",), set(BAYER_PHASES)),
+        (("xtrans",), set(XTRANS_PHASES)),
+    ):
+        config = Config(**settings, cfas=cfas)  # pyright: ignore
+        opened = config.open(config.prepare(tmp_path), seed=0)
+        batch = opened.batch(0, range(64), batch_size=64)
+        assert batch.noisy.shape == (64, config.planes, 32, 32) == (64, 5, 32, 32)
+        assert batch.clean.shape == (64, 3, 32, 32)
+        found = [phase_of(sample) for sample in batch.noisy]
+        assert set(found) <= phases
+        assert {len(cfa) for cfa in found} == {len(cfa) for cfa in phases}
+        scores = []
+        for sample, clean, cfa, (a, b) in zip(batch.noisy, batch.clean, found, batch.noise, strict=True):
+            error, bright = sample[0] - sample_cfa(clean, cfa), sample_cfa(clean, cfa) < 0.8
+            scores.append((error / sample[4])[bright])
+            torch.testing.assert_close(sample[4], (a * sample[0].clamp_min(0) + b).sqrt())
+        assert float(torch.cat(scores).var()) == pytest.approx(1, abs=0.2)
+
+
+def test_cfa_planes_of_an_rggb_sensor_hold_the_mosaic_that_is_packed_elsewhere():
+    light = torch.rand(3, 12, 14, generator=torch.Generator().manual_seed(1))
+    planes = observe_cfa_planes([shot(light, 1e-12, 0.0)])
+    packed = observe([shot(light, 1e-12, 0.0)])
+    torch.testing.assert_close(pack_cfa(planes.noisy[:, 0]), packed.noisy, rtol=0, atol=1e-5)
+    assert torch.equal(planes.clean, packed.clean)
+    assert torch.equal(planes.mask, packed.mask)
+
+
+@pytest.mark.parametrize("cfas", [("bayer",), ("xtrans",)])
+def test_a_demosaiced_picture_without_noise_is_nearly_its_truth(scenes: Path, tmp_path: Path, cfas: tuple[str, ...]):
+    config = Config(
+        scenes=str(scenes),
+        crop=48,
+        validation_crop=176,
+        output="demosaiced",
+        cfas=cfas,
+        sensor=SILENT,  # pyright: ignore
+    )
+    opened = config.open(config.prepare(tmp_path), seed=0)
+    batch = opened.batch(0, range(3), batch_size=3)
+    assert batch.noisy.shape == (3, config.planes, 48, 48) == (3, 3, 48, 48)
+    inside = batch.mask.expand_as(batch.clean).bool()
+    error = (batch.noisy - batch.clean)[inside].abs()
+    assert 0 < float(error.mean()) < 0.02
+    assert float(error.median()) < 5e-3
+
+
+def test_cfas_that_nothing_asks_for_are_refused():
+    with pytest.raises(ConfigError, match="output 'mosaic' has no use for it: set output to cfa_planes or demosaiced"):
+        validate(Config, {"cfas": ["xtrans"]}, "dataset")
+    assert validate(Config, {"cfas": ["bayer", "xtrans"]}, "dataset").output == "mosaic"
+
+
+def test_an_x_trans_raw_is_a_scene_of_a_third_of_its_size(shared_data: Path, tmp_path: Path):
+    (tmp_path / "scenes").mkdir()
+    for name in ("alps_fujifilm_x-e2_iso00200.dng", "shop_pentax_k-5_iso00080.dng"):
+        os.link(shared_data / "synthetic" / name, tmp_path / "scenes" / name)
+    config = Config(scenes=str(tmp_path / "scenes"), crop=16, validation_crop=162)
+    store = SceneStore(str(config.prepare(tmp_path / "stores")))
+    assert [store.size(index) for index in range(2)] == [(192, 256), (287, 383)]  # BGGR: a line less
+    truth = read_exr(shared_data / "synthetic/alps_gt_camera_linear.exr").rgb.reshape(192, 3, 256, 3, 3).mean((1, 3))
+    scene = store.crop(0, 0, 0, 192, 256)
+    assert np.abs(scene - truth).mean() < 0.02
+
+
+def test_the_white_level_of_raws_among_the_scenes_is_chosen_and_names_the_store(tmp_path: Path):
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    stores = {}
+    for name in ("a", "b"):
+        write_image(folder / f"{name}.dng")
+    for policy in ("decoder", "camera", "minimum"):
+        config = Config(scenes=str(folder), crop=16, validation_crop=162, white_level=policy)
+        stores[policy] = config.prepare(tmp_path / "stores")
+    assert len(set(stores.values())) == 3
+    # LibRaw knows of no other level of this camera, so that the scenes themselves are alike.
+    scenes = [SceneStore(str(path)).crop(0, 0, 0, 20, 20) for path in stores.values()]
+    assert all(np.array_equal(scene, scenes[0]) for scene in scenes)
+
+
+def write_image(path: Path) -> None:
+    mosaic = np.random.default_rng(0).integers(600, 9000, (340, 340)).astype(np.uint16)
+    metadata = ImageMetadata(xyz_to_camera=SONY, as_shot_white_balance=np.ones(3))
+    write_cfa_dng(path, mosaic, cfa="RGGB", black_level=np.full((2, 2), 512.0), white_level=16383, metadata=metadata)

@@ -8,12 +8,15 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image, ImageCms
 
 from library.errors import ImageFileError
-from library.files.exr import write_exr
+from library.files.exr import CHROMATICITIES, exr_rgb_to_lin_rec2020, write_exr
+from library.files.icc import Curve, Space, icc_profile
 from library.files.metadata import ImageMetadata
-from library.files.picture import read_image, srgb_profile, write_png, write_tiff16
+from library.files.picture import read_image, srgb_profile, write_png, write_rgb_tiff, write_tiff16
+from library.ops.color import convert_space
 
 METADATA = ImageMetadata(
     make="Canon", model="EOS 7D", iso=100, exposure_time=1 / 60, exif={"LensModel": "50mm", "Copyright": "(c) Nobody"}
@@ -66,6 +69,65 @@ def test_the_profile_is_srgb_for_a_colour_management_system(tmp_path: Path):
     converted = ImageCms.profileToProfile(image, str(path), ImageCms.createProfile("sRGB"))
     assert converted is not None
     assert np.array_equal(np.asarray(converted), np.asarray(image))
+
+
+@pytest.mark.parametrize("space", ["srgb", "rec2020", "display_p3", "aces_ap1"])
+@pytest.mark.parametrize("curve", ["srgb", "linear"])
+def test_a_profile_means_to_littlecms_what_our_own_matrices_mean(tmp_path: Path, space: Space, curve: Curve):
+    path = tmp_path / "profile.icc"
+    path.write_bytes(icc_profile(space, curve))
+    profile = ImageCms.getOpenProfile(str(path))
+    assert ImageCms.getProfileDescription(profile).startswith({"srgb": "sRGB", "rec2020": "Rec. 2020"}.get(space, ""))
+    assert profile.profile.version == pytest.approx(4.4)
+    inside = np.random.default_rng(0).uniform(0.3, 0.7, (8, 8, 3))  # of both gamuts
+    linear = np.where(inside <= 0.04045, inside / 12.92, ((inside + 0.055) / 1.055) ** 2.4)
+    values = inside if curve == "srgb" else linear
+    read = imagecodecs.cms_transform(
+        (values * 65535).round().astype(np.uint16),
+        icc_profile(space, curve),
+        icc_profile("srgb", "linear"),
+        colorspace="rgb",
+        outcolorspace="rgb",
+    )
+    expected = exr_rgb_to_lin_rec2020(linear, CHROMATICITIES[space]).astype(np.float64)
+    back = exr_rgb_to_lin_rec2020(np.eye(3)[None], CHROMATICITIES["srgb"])[0].astype(np.float64)
+    expected = expected @ np.linalg.inv(back)
+    known = (expected > 0).all(axis=-1) & (expected < 1).all(axis=-1)
+    assert known.mean() > 0.2
+    np.testing.assert_allclose(read[known] / 65535, expected[known], atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float16, np.float32])
+@pytest.mark.parametrize(("space", "curve"), [("rec2020", "linear"), ("display_p3", "srgb")])
+def test_a_tiff_of_any_kind_comes_back_and_carries_its_profile(tmp_path: Path, dtype: type, space: Space, curve: Curve):
+    path = tmp_path / "image.tif"
+    rgb = samples(np.uint16, 300, 7, 3) if dtype is np.uint16 else np.random.default_rng(0).normal(0, 3, (300, 7, 3))
+    write_rgb_tiff(path, rgb.astype(dtype), space=space, curve=curve, metadata=METADATA)
+    with tifffile.TiffFile(path) as file:
+        page = file.pages.first
+        assert page.dtype == dtype
+        assert np.array_equal(page.asarray(), rgb.astype(dtype))
+        assert page.tags.valueof(34675) == icc_profile(space, curve)
+        assert page.tags.valueof(34665)["LensModel"] == "50mm"
+    if dtype is not np.uint16 and space == "rec2020":
+        read = read_image(path)
+        assert (read.encoding, read.color_space) == ("linear", "rec2020")
+        assert np.array_equal(read.rgb, rgb.astype(dtype).astype(np.float32))
+
+
+def test_what_is_not_finite_is_not_written(tmp_path: Path):
+    with pytest.raises(ImageFileError, match="NaN or infinity"):
+        write_rgb_tiff(tmp_path / "x.tif", np.full((2, 2, 3), np.inf, np.float32), space="srgb", curve="linear")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exr_in_another_space_is_read_as_rec2020(tmp_path: Path):
+    rgb = np.random.default_rng(0).uniform(0, 2, (4, 4, 3)).astype(np.float32)
+    write_exr(tmp_path / "image.exr", rgb, chromaticities="aces_ap0", pixel_type="float")
+    read = read_image(tmp_path / "image.exr")
+    assert (read.encoding, read.color_space) == ("linear", "rec2020")
+    ours = convert_space(torch.from_numpy(rgb).permute(2, 0, 1), "aces_ap0", "lin_rec2020")
+    np.testing.assert_allclose(read.rgb, ours.permute(1, 2, 0), atol=1e-5)
 
 
 def test_grey_becomes_three_equal_channels_and_alpha_is_dropped(tmp_path: Path):
@@ -183,3 +245,15 @@ def test_a_cut_picture_is_refused(tmp_path: Path, part: float):
         path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
         with pytest.raises(ImageFileError, match="damaged"):
             read_image(path)
+
+
+def test_a_tiff_that_lies_about_its_size_is_refused_before_anything_is_allocated(tmp_path: Path):
+    path = tmp_path / "image.tif"
+    write_tiff16(path, samples(np.uint16, 6, 5, 3))
+    data = bytearray(path.read_bytes())
+    for number in (256, 257):  # ImageWidth, ImageLength
+        at = data.index(np.array([number, 4], "<u2").tobytes())
+        data[at + 8 : at + 12] = np.array([60_000], "<u4").tobytes()
+    path.write_bytes(data)
+    with pytest.raises(ImageFileError, match="claims 60000 x 60000"):
+        read_image(path)

@@ -72,6 +72,6 @@ def test_bfloat16_does_not_touch_it(config: Config):
 @pytest.mark.parametrize(("in_channels", "method"), [(4, "identity"), (3, "bilinear"), (3, "malvar")])
 def test_a_method_that_does_not_fit_the_input_is_refused_with_the_remedy(in_channels: int, method: str):
     with pytest.raises(
-        ValueError, match="set method to 'identity' for 3 channels, to 'bilinear', 'malvar' or 'menon' for 4"
+        ValueError, match="set method to 'identity' for 3 channels, to one of bilinear, malvar, ahd and menon for 4"
     ):
         Config(in_channels=in_channels, method=method)  # pyright: ignore[reportArgumentType]

@@ -49,7 +49,7 @@ def test_the_geometry_does_not_depend_on_the_width():
     ("in_channels", "head"), [(4, "plain"), (3, "pixelshuffle"), (3, "transposed"), (3, "preupsample")]
 )
 def test_a_head_that_does_not_fit_the_input_is_refused_with_the_remedy(in_channels: int, head: str):
-    remedy = "set head to 'plain' for 3 channels, to 'pixelshuffle', 'transposed' or 'preupsample' for 4"
+    remedy = "set head to 'plain' for 3 or 5 channels, to 'pixelshuffle', 'transposed' or 'preupsample' for 4"
     with pytest.raises(ValueError, match=remedy):
         Config(in_channels=in_channels, head=head)  # pyright: ignore[reportArgumentType]
 

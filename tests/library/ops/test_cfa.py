@@ -9,13 +9,20 @@ from torch import Tensor
 
 from library.ops.cfa import (
     BAYER_PHASES,
+    CFA_PHASES,
+    XTRANS_PHASES,
+    cfa_period,
+    cfa_tile,
     crop_from_rggb,
+    crop_to_phase,
     crop_to_rggb,
     mirror_pad,
     pack_cfa,
+    pad_mosaic,
     pad_to_rggb,
     rggb_offset,
     sample_cfa,
+    shift_cfa,
     unpack_cfa,
 )
 
@@ -26,7 +33,7 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.u
 
 def color_labels(height: int, width: int, cfa: str) -> Tensor:
     """A mosaic whose every photosite says which colour it measures: 0 red, 1 green, 2 blue."""
-    tile = torch.tensor(["RGB".index(letter) for letter in cfa]).reshape(2, 2)
+    tile = torch.tensor(["RGB".index(letter) for letter in cfa]).reshape((2, 2) if len(cfa) == 4 else (6, 6))
     return tile.repeat(height, width)[:height, :width]
 
 
@@ -194,3 +201,85 @@ def test_sampling_leaves_the_picture_as_it_was():
     mosaic = sample_cfa(picture, "BGGR")
     mosaic.zero_()
     assert (picture == 1).all()
+
+
+# --- Bayer and X-Trans ------------------------------------------------------------------------------------------------
+
+every_phase = pytest.mark.parametrize("cfa", CFA_PHASES)
+
+
+def test_x_trans_has_eighteen_phases_each_with_twenty_greens_and_all_colours_in_every_line():
+    assert len(set(XTRANS_PHASES)) == 18
+    for cfa in XTRANS_PHASES:
+        assert {letter: cfa.count(letter) for letter in "RGB"} == {"R": 8, "G": 20, "B": 8}
+        tile = cfa_tile(cfa)
+        for line in (*tile, *tile.T):
+            assert set(line.tolist()) == {0, 1, 2}
+
+
+@every_phase
+def test_a_turned_or_mirrored_tile_is_another_phase_of_the_same_cfa(cfa: str):
+    phases = BAYER_PHASES if len(cfa) == 4 else XTRANS_PHASES
+    tile = cfa_tile(cfa)
+    for turned in (tile.flip(0), tile.flip(1), tile.T, tile.T.flip(0)):
+        assert "".join("RGB"[color] for color in turned.flatten().tolist()) in phases
+
+
+@every_phase
+def test_the_letters_of_a_shifted_mosaic_are_those_of_its_photosites(cfa: str):
+    labels = color_labels(13, 17, cfa)
+    for dy, dx in ((0, 0), (1, 0), (0, 5), (3, 4), (7, 8)):
+        rest = labels[dy:, dx:]
+        assert torch.equal(rest, color_labels(*rest.shape, cfa=shift_cfa(cfa, dy, dx)))
+        assert shift_cfa(shift_cfa(cfa, dy, dx), -dy, -dx) == cfa
+
+
+@every_phase
+def test_a_padded_mosaic_continues_its_cfa_and_keeps_its_photosites(cfa: str):
+    for height, width in ((6, 6), (7, 8), (11, 9)):
+        numbers = numbered(height, width)
+        padded = pad_mosaic(numbers, cfa, top=5, bottom=9, left=3, right=14)
+        assert torch.equal(padded[5 : 5 + height, 3 : 3 + width], numbers)
+        labels = color_labels(height, width, cfa).flatten()[padded.long()]
+        assert torch.equal(labels, color_labels(height + 14, width + 17, shift_cfa(cfa, -5, -3)))
+
+
+@pytest.mark.parametrize("cfa", BAYER_PHASES)
+def test_a_bayer_mosaic_is_padded_by_mirroring_its_edges(cfa: str):
+    mosaic = numbered(5, 6)
+    expected = mirror_pad(mirror_pad(mosaic, -2, 3, 2), -1, 1, 4)
+    assert torch.equal(pad_mosaic(mosaic, cfa, top=3, bottom=2, left=1, right=4), expected)
+
+
+def test_a_mosaic_smaller_than_a_tile_cannot_be_padded_and_says_so():
+    with pytest.raises(ValueError, match=r"\(5, 8\), smaller than a tile of its CFA, 6 x 6"):
+        pad_mosaic(numbered(5, 8), XTRANS_PHASES[0], top=1)
+
+
+@every_phase
+def test_a_crop_to_a_phase_holds_whole_tiles_of_it_and_drops_as_little_as_it_can(cfa: str):
+    period = cfa_period(cfa)
+    mosaic = numbered(25, 26)
+    for phase in BAYER_PHASES if period == 2 else XTRANS_PHASES:
+        cropped = crop_to_phase(mosaic, cfa, phase)
+        dy, dx = divmod(int(cropped[0, 0]), 26)
+        height, width = cropped.shape
+        assert shift_cfa(cfa, dy, dx) == phase
+        assert torch.equal(cropped, mosaic[dy : dy + height, dx : dx + width])
+        assert height % period == width % period == 0
+        assert 25 - period < dy + height <= 25
+        assert dy + dx <= (2 if period == 2 else 7)
+    with pytest.raises(ValueError, match="give a phase of the same CFA"):
+        crop_to_phase(mosaic, cfa, XTRANS_PHASES[0] if period == 2 else "RGGB")
+
+
+@pytest.mark.parametrize("cfa", XTRANS_PHASES)
+def test_an_x_trans_sample_is_the_colour_of_its_filter(cfa: str):
+    picture = torch.rand(2, 3, 8, 13, generator=torch.Generator().manual_seed(0))
+    expected = picture.gather(1, color_labels(8, 13, cfa).expand(2, 1, 8, 13)).squeeze(1)
+    assert torch.equal(sample_cfa(picture, cfa), expected)
+
+
+def test_x_trans_has_no_first_red_photosite_to_pack_from_and_says_what_takes_it():
+    with pytest.raises(ValueError, match="models of CFA planes or of pictures"):
+        pad_to_rggb(numbered(8, 8), XTRANS_PHASES[0])
