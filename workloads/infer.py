@@ -5,29 +5,43 @@ stillgrain run workloads/configs/infer.yaml raws=~/photos output=~/denoised bund
 
 from __future__ import annotations
 
+import os
+import platform
+import shlex
+import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
 
 from library.bundle import Bundle
 from library.codec_bundle import CodecBundle, load_any
-from library.config import Frozen, Location
-from library.errors import ConfigError
+from library.config import Frozen, Location, to_yaml
+from library.errors import ConfigError, DataError, ImageFileError, RawFileError
+from library.files.isolate import read_raw_isolated
+from library.files.raw import RawImage
 from library.inference.archive import Archive, MakeAll, Product, Summary, denoiser_settings, jobs_of
 from library.inference.archive_events import Events
+from library.inference.archive_lanes import Lanes
 from library.inference.archive_names import ArchiveFormat, Job, check_template
 from library.inference.archive_work import Result, denoising, encoding, make_outputs
+from library.inference.backends.base import BackendName, Precision
 from library.inference.codec import CodecEngine
-from library.inference.engine import DEFAULT_TILE, SMALLEST_TILE, Engine, Precision
+from library.inference.engine import SMALLEST_TILE, Engine
 from library.inference.ledger import Ledger, Status
+from library.inference.outputs import Lossiness
+from library.inference.strength import Strength
+from library.inference.tile_size import DEFAULT_MEMORY, available_memory
+from library.sealed import library_versions
 from workloads.archives.live import shown
+from workloads.archives.page import PAGE, note_run, write_archive_page
 from workloads.pool import run_pool
+from workloads.ray_metrics import counted
 from workloads.ray_session import ray_session
 
 
@@ -39,20 +53,35 @@ class ActorScaling(Frozen):
     cpus_per_worker: int = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=0, ge=0)
     """A fraction lets actors share a GPU; above 0 the network runs on CUDA."""
+    files_per_worker: int = Field(default=3, gt=0)
+    """In an actor's hands at a time: while the network has one, the next is decoded and the one before is written."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    """GiB that an actor may come to, to which `tile: auto` keeps. Left out: 4, or less where the actors of a node share
+    less."""
+
+
+class DecodeLimits(Frozen):
+    """Of the process in which an actor decodes: a file that goes beyond is refused, and harms no other."""
+
+    seconds: float = Field(default=120, gt=0)
+    """Of the clock."""
+    memory_gb: float = Field(default=4, gt=0)
+    """GiB."""
 
 
 class Config(Frozen):
     workload: Literal["infer"] = "infer"
     raws: Location | tuple[Location, ...]
     """Folders, searched with their subfolders, raw files, globs, `.txt` lists of one path a line, `.parquet` files with
-    a column `path`; one or several. Every node must see the files at the same paths."""
+    a column `path`; one or several. A URI such as s3://bucket/2024 stands for what lies below it. Every node must see
+    the files at the same places."""
     output: Location
     """Folder for the results, for the ledger of what is done, and for `events.jsonl`."""
     bundle: Location
     """Bundle folder or zip of a raw denoiser; for sgr of a raw codec."""
     formats: tuple[ArchiveFormat, ...] = Field(default=("dng",), min_length=1)
-    """dng: demosaiced; cfa-dng: a mosaic; exr: scene-linear; tiff, png: developed. Several are made in one pass. sgr:
-    compressed, alone."""
+    """dng: demosaiced; cfa-dng: a mosaic; exr: scene-linear; tiff, png, jpeg, jxl: developed. Several are made in one
+    pass. sgr: compressed, alone."""
     name: str | None = None
     """Left out, outputs mirror the tree of the raws. Else a template such as `{year}/{stem}_{iso}.{ext}` of root,
     folder, stem, suffix, ext, iso, make, model, date, time, year, month, day."""
@@ -60,15 +89,31 @@ class Config(Frozen):
     """Copy the `.xmp` files of raws beside their outputs."""
     duplicates: Literal["link", "copy", "make"] = "link"
     """What raws of equal bytes get, under whatever name: one file by several names, copies of it, or each its own."""
+    jpeg_quality: int = Field(default=92, ge=1, le=100)
+    """Of jpeg, as libjpeg counts it."""
+    jxl_distance: float = Field(default=1.0, gt=0, le=25)
+    """Of jxl: 1 is about the least loss that is visible."""
     quality: int | None = Field(default=None, ge=0, le=63)
     """Of sgr: 0 gives the smallest files."""
     bpp: float | None = Field(default=None, gt=0)
     """Of sgr, instead: bits of the file per photosite to aim at."""
     strength: float = Field(default=1.0, ge=0, le=1)
-    """Of sgr: 0 keeps the noise as it is, 1 removes it."""
+    """0 keeps the noise as it is, 1 removes it."""
+    luma: float | None = Field(default=None, ge=0, le=1)
+    """The same for the noise of luminance alone; left out, `strength`. Not of sgr."""
+    chroma: float | None = Field(default=None, ge=0, le=1)
+    """For that of colour."""
+    ensemble: bool = False
+    """The mean over each raw's eight mirrored and turned forms: a little better, for eight times the work. Not of
+    sgr."""
+    backend: BackendName = "torch"
+    """What computes the network: onnx (ONNX Runtime) and openvino, on the CPU, need the extra [export] on every
+    node. Each must reproduce the bundle's golden tiles there before the first file. Not of sgr."""
     precision: Precision = "fp32"
-    tile: int = Field(default=DEFAULT_TILE, ge=SMALLEST_TILE)
-    """Packed pixels a side; an actor's memory grows with its square, the result stays the same in fp32."""
+    """bf16 is refused where it would be seen. openvino with bf16 is the fastest where processors have it."""
+    tile: Annotated[int, Field(ge=SMALLEST_TILE)] | Literal["auto"] = "auto"
+    """Packed pixels a side. auto: as large as an actor's memory allows with torch in fp32, where it changes nothing;
+    else one size for all, since there it shows in the last bits."""
     force: bool = False
     """Make everything anew."""
     retry_failed: bool = False
@@ -80,6 +125,7 @@ class Config(Frozen):
     max_attempts: int = Field(default=2, gt=0)
     """For a file whose actor dies, hangs or raises something unforeseen."""
     scaling: ActorScaling = ActorScaling()
+    decoding: DecodeLimits = DecodeLimits()
 
     @field_validator("name")
     @classmethod
@@ -95,11 +141,22 @@ class Config(Frozen):
                 raise ValueError("formats: sgr is made by a codec and the others by a denoiser; run them apart")
             if (self.quality is None) == (self.bpp is None):
                 raise ValueError("give either quality (0 to 63) or bpp, the bits per photosite to aim at, for sgr")
-        elif self.quality is not None or self.bpp is not None or self.strength != 1:
-            raise ValueError("quality, bpp and strength are settings of a codec: leave them out, or set formats=[sgr]")
-        if remote := next((place for place in (*self.inputs, self.output) if "://" in place), None):
-            raise ValueError(f"{remote} is a URI, and an archive lies in folders that all nodes see: mount it")
+            if self.luma is not None or self.chroma is not None or self.ensemble or self.backend != "torch":
+                raise ValueError("luma, chroma, ensemble and backend are a denoiser's: leave them out for sgr")
+        elif self.quality is not None or self.bpp is not None:
+            raise ValueError("quality and bpp are settings of a codec: leave them out, or set formats=[sgr]")
+        if "://" in self.output:
+            raise ValueError(
+                f"output: {self.output} is a URI, and what is done is known by a database and by renaming, which no "
+                "object store has: give a folder that all nodes see, and copy it there afterwards, or mount the store"
+            )
         return self
+
+    @property
+    def shares(self) -> Strength:
+        """What a denoiser takes away of the noise."""
+        luma, chroma = (self.strength if share is None else share for share in (self.luma, self.chroma))
+        return Strength(luma, chroma)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -113,7 +170,8 @@ def run(config: Config) -> Summary:
     """
     start = time.monotonic()
     output = Path(config.output)
-    product = product_of(config, _load(config).digest)
+    bundle = _load(config)
+    product = product_of(config, bundle.digest)
     summary = Summary(output, verb="encoded" if "sgr" in config.formats else "denoised")
     # Asked before the ledger makes the folder; with a template again, which reads what is remembered of the raws.
     jobs = jobs_of(config.inputs, output, config.formats, sidecars=config.sidecars) if config.name is None else None
@@ -123,15 +181,42 @@ def run(config: Config) -> Summary:
                 config.inputs, output, config.formats, ledger=ledger, template=config.name, sidecars=config.sidecars
             )
         link = {"link": True, "copy": False, "make": None}[config.duplicates]
-        Archive(ledger, product, summary, events, link=link).run(
-            jobs,
-            _with_actors(config, summary),
-            force=config.force,
-            retry_failed=config.retry_failed,
-            verify=config.verify,
-        )
-    summary.seconds = time.monotonic() - start
+        archive = Archive(ledger, product, summary, events, link=link)
+        try:
+            archive.run(
+                jobs,
+                _with_actors(config, summary),
+                force=config.force,
+                retry_failed=config.retry_failed,
+                verify=config.verify,
+            )
+        finally:
+            summary.seconds = time.monotonic() - start
+            # A run that finds everything done leaves the page as it is.
+            if summary.done or len(summary.failures) > summary.remembered or not (output / PAGE).exists():
+                note_run(output, _provenance(config, bundle))
+                summary.page = _page(output)
     return summary
+
+
+def _provenance(config: Config, bundle: Bundle | CodecBundle) -> dict[str, Any]:
+    """What the page says of how the files were made."""
+    return {
+        "command": shlex.join([Path(sys.argv[0]).stem, *sys.argv[1:]]),
+        "bundle": f"{bundle.name} sha256:{bundle.digest}",
+        "versions": library_versions(),
+        "machine": f"{platform.node()}, {platform.machine()}, {os.cpu_count()} cores",
+        "config": to_yaml(config),
+    }
+
+
+def _page(output: Path) -> Path | None:
+    """The page; none on a disk that is full, where what was done counts all the same."""
+    try:
+        write_archive_page(output)
+        return output / PAGE
+    except (OSError, DataError):
+        return None
 
 
 def _load(config: Config) -> Bundle | CodecBundle:
@@ -145,7 +230,11 @@ def _load(config: Config) -> Bundle | CodecBundle:
 def product_of(config: Config, bundle_digest: str) -> Product:
     """What a config makes: all that changes a bit of an output, and nothing else."""
     if "sgr" not in config.formats:
-        return Product(bundle_digest, denoiser_settings(config.precision, config.tile))
+        settings = denoiser_settings(
+            config.precision, config.tile, backend=config.backend, strength=config.shares, ensemble=config.ensemble
+        )
+        developed = {"jpeg": {"quality": config.jpeg_quality}, "jxl": {"distance": config.jxl_distance}}
+        return Product(bundle_digest, settings, developed)
     rate = {"quality": config.quality} if config.quality is not None else {"bpp": config.bpp}
     return Product(bundle_digest, {**rate, "strength": config.strength})
 
@@ -166,7 +255,9 @@ def _with_actors(config: Config, summary: Summary) -> MakeAll:
                 num_gpus=config.scaling.gpus_per_worker,
                 time_limit_s=config.time_limit_s,
                 max_attempts=config.max_attempts,
+                items_per_worker=config.scaling.files_per_worker,
             )
+            outcomes = counted(outcomes, Path(config.output).name, total)
             with closing(shown(outcomes, total=total, summary=summary)) as shown_outcomes:
                 for outcome in shown_outcomes:
                     job, result = outcome.item, outcome.result
@@ -177,6 +268,19 @@ def _with_actors(config: Config, summary: Summary) -> MakeAll:
     return make_all
 
 
+_SHARE_OF_PICTURES = 0.375
+"""Of an actor's memory, for the pictures in its hands; a larger one goes through alone. The rest is the network's, and
+one decoded raw's."""
+
+
+def _memory_of(scaling: ActorScaling) -> int:
+    """Bytes that an actor may come to, so that as many as a node has room for fit beside each other."""
+    if scaling.memory_gb is not None:
+        return int(scaling.memory_gb * 2**30)
+    neighbours = min(scaling.workers, max(1, (os.cpu_count() or 1) // scaling.cpus_per_worker))
+    return min(DEFAULT_MEMORY, available_memory() // neighbours)
+
+
 class Maker:
     """What an actor holds: the bundle, verified on its own machine and device before the first file."""
 
@@ -185,13 +289,38 @@ class Maker:
         torch.set_num_threads(settings.scaling.cpus_per_worker)
         device = "cuda" if settings.scaling.gpus_per_worker else "cpu"
         bundle = _load(settings)
+
+        def read(path: Path) -> RawImage:
+            limits, start = settings.decoding, time.monotonic()
+            try:
+                return read_raw_isolated(path, memory_bytes=int(limits.memory_gb * 2**30), seconds=limits.seconds)
+            except RawFileError as error:
+                if time.monotonic() - start < limits.seconds:
+                    raise
+                # Perhaps the machine's fault and not the file's: the next run tries it again.
+                raise ImageFileError(error.path, error.reason) from None
+
         if isinstance(bundle, CodecBundle):
             engine = CodecEngine(bundle, device=device)
-            self.make = encoding(engine, quality=settings.quality, bpp=settings.bpp, strength=settings.strength)
+            self.make = encoding(
+                engine, quality=settings.quality, bpp=settings.bpp, strength=settings.strength, read=read
+            )
         else:
-            self.make = denoising(Engine(bundle, tile=settings.tile, precision=settings.precision, device=device))
+            engine = Engine(
+                bundle,
+                tile=settings.tile,
+                precision=settings.precision,
+                device=device,
+                backend=settings.backend,
+                strength=settings.shares,
+                ensemble=settings.ensemble,
+                memory=int((1 - _SHARE_OF_PICTURES) * _memory_of(settings.scaling)),
+            )
+            lossiness = Lossiness(settings.jpeg_quality, settings.jxl_distance)
+            self.make = denoising(engine, read=read, lossiness=lossiness)
         self.staging = Path(staging)
+        self.lanes = Lanes(_SHARE_OF_PICTURES * _memory_of(settings.scaling))
 
     def process(self, job: Job) -> Result:
-        """Make the outputs of one file."""
-        return make_outputs(job, self.make, self.staging)
+        """Make the outputs of one file. Several threads of the actor do so at once."""
+        return make_outputs(job, self.make, self.staging, self.lanes)

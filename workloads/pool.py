@@ -1,8 +1,9 @@
 """Many independent items over supervised Ray actors: bounded in flight, a time limit, attempts, quarantine.
 
-A worker holds what is dear to load (a model) and does one item at a time. An item may raise, kill its process or hang:
-that costs the item an attempt, never the archive. Ray's own tools stop short of this: `ray.util.ActorPool` knows no
-attempts, and Ray Data retries a row that crashes its process for ever, or drops the whole block around it.
+A worker holds what is dear to load (a model) and does one item at a time, or a few whose steps overlap. An item may
+raise, kill its process or hang: that costs the item an attempt, never the archive, nor those beside it. Ray's own tools
+stop short of this: `ray.util.ActorPool` knows no attempts, and Ray Data retries a row that crashes its process for
+ever, or drops the whole block around it.
 
 The caller has connected Ray. Workers run in a folder of Ray's own, so every path that travels is absolute, and classes
 travel by name, so they live in modules that a worker can import.
@@ -60,32 +61,40 @@ def run_pool(
     num_gpus: float = 0.0,
     time_limit_s: float,
     max_attempts: int = 2,
+    items_per_worker: int = 1,
 ) -> Generator[Outcome[T], None, None]:
     """Yield the outcome of every item in order of completion. Closing the generator kills its workers and no others.
 
     worker_class  its `__init__` loads; its `process(item)` does one item and returns something small that pickles. An
                   item can be processed again, and when the network splits even twice at once, so outputs must be
                   published atomically
-    items         read lazily: no more than `num_workers` are read and unfinished at any time
+    items         read lazily: no more than the workers have in hand are read and unfinished at any time
     num_workers   at most: fewer start for fewer items, or while the cluster has no room for more
     num_cpus, num_gpus  of one worker
-    time_limit_s  for one call of `process`. Loading, and waiting for the cluster to have room, are not limited
+    time_limit_s  for one call of `process`, what it waits for others in its worker included. Loading, and waiting for
+                  the cluster to have room, are not limited
     max_attempts  for an item whose worker died, hung or raised; a `StillgrainError` is final at once
+    items_per_worker  in one worker's hands at a time, each in a thread of its own: `process` must bear that. When a
+                  worker dies of one of several, nobody knows of which: each is tried again alone, and only then it
+                  costs an attempt
 
     Raises what `worker_class.__init__` raises, and StillgrainError if worker after worker dies while loading.
     """
     assert num_workers > 0
     assert max_attempts > 0
+    assert items_per_worker > 0
     # A dead worker is replaced by a new actor, not restarted by Ray: with restarts a crash is reported as "temporarily
     # unavailable", like a lost network, and a crash while loading is repeated without end.
     options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": 0, "max_task_retries": 0}
+    if items_per_worker > 1:
+        options["max_concurrency"] = items_per_worker
     actor_class: Any = ray.remote(_Worker)
 
     def start_worker() -> tuple[Any, ray.ObjectRef]:
         actor = actor_class.options(**options).remote()
         return actor, actor.load.remote(worker_class, worker_args)
 
-    pool = _Pool(iter(items), start_worker, num_workers, time_limit_s, max_attempts)
+    pool = _Pool(iter(items), start_worker, num_workers, time_limit_s, max_attempts, items_per_worker)
     try:
         while True:
             pool.start_workers()
@@ -130,32 +139,50 @@ class _Worker:
 
 @dataclass
 class _Job(Generic[T]):
-    """An item and how often it was tried."""
+    """An item and how often it was tried.
+
+    is_suspect  a worker died that had it beside others
+    """
 
     item: T
     attempts: int = 0
     node_losses: int = 0
+    is_suspect: bool = False
+
+
+@dataclass(eq=False)
+class _Hand:
+    """A loaded worker and what it is busy with.
+
+    num_items   in its hands
+    is_closed   it gets no further item beside these
+    """
+
+    actor: Any
+    node_id: str
+    num_items: int = 0
+    is_closed: bool = False
 
 
 @dataclass(frozen=True)
 class _Attempt(Generic[T]):
-    """A job that an actor is busy with."""
+    """A job that a worker is busy with."""
 
     job: _Job[T]
-    actor: Any
-    node_id: str
+    hand: _Hand
     started: float
 
 
 @dataclass
 class _Pool(Generic[T]):
-    """Every live actor is in `loading` or in `running`, under the reference whose arrival ends that state."""
+    """Every live worker is in `loading`, or has a reference in `running`, whose arrival ends an attempt."""
 
     source: Iterator[T]
     start_worker: Callable[[], tuple[Any, ray.ObjectRef]]
     num_workers: int
     time_limit_s: float
     max_attempts: int
+    items_per_worker: int
     waiting: deque[_Job[T]] = field(default_factory=deque)
     loading: dict[ray.ObjectRef, Any] = field(default_factory=dict)
     running: dict[ray.ObjectRef, _Attempt[T]] = field(default_factory=dict)
@@ -171,7 +198,7 @@ class _Pool(Generic[T]):
         return taken
 
     def start_workers(self) -> None:
-        while len(self.loading) + len(self.running) < self.num_workers:
+        while len(self.loading) + len(self._hands) < self.num_workers:
             if len(self.waiting) <= len(self.loading) and not self._read_one():
                 return  # Every item that is left has a worker on its way.
             actor, loaded = self.start_worker()
@@ -186,30 +213,40 @@ class _Pool(Generic[T]):
         # Asked again, for all: what has finished is not late, however long the caller took over the last outcome.
         now = time.monotonic()
         arrived, pending = ray.wait(refs, num_returns=len(refs), timeout=0)
-        for ref in pending:
-            if ref in self.running and now - self.running[ref].started >= self.time_limit_s:
-                self._bury(self.running.pop(ref), f"overran the time limit of {self.time_limit_s:g} s")
+        late = {ref for ref in pending if ref in self.running and now - self.running[ref].started >= self.time_limit_s}
+        for hand in {self.running[ref].hand for ref in late}:
+            self._bury(hand, f"overran the time limit of {self.time_limit_s:g} s", late)
         for ref in arrived:
             if ref in self.loading:
                 self._on_loaded(ref, self.loading.pop(ref))
-            else:
-                self._on_reply(ref, self.running.pop(ref))
+            elif ref in self.running:  # or it went down with another of its worker's
+                self._on_reply(ref)
 
     def kill_workers(self) -> None:
-        for actor in [*self.loading.values(), *(attempt.actor for attempt in self.running.values())]:
+        for actor in [*self.loading.values(), *(hand.actor for hand in self._hands)]:
             ray.kill(actor)
+
+    @property
+    def _hands(self) -> set[_Hand]:
+        return {attempt.hand for attempt in self.running.values()}
 
     def _read_one(self) -> bool:
         """Move the next item from the source to the queue. False when there is none."""
         self.waiting.extend(jobs := [_Job(item) for item in islice(self.source, 1)])
         return bool(jobs)
 
-    def _assign(self, actor: Any, node_id: str) -> None:
-        if self.waiting or self._read_one():
+    def _assign(self, hand: _Hand) -> None:
+        """Fill a worker's hands; one that nothing is left for goes."""
+        while hand.num_items < self.items_per_worker and not hand.is_closed and (self.waiting or self._read_one()):
+            if self.waiting[0].is_suspect:
+                if hand.num_items:
+                    break
+                hand.is_closed = True
             job = self.waiting.popleft()
-            self.running[actor.process.remote(job.item)] = _Attempt(job, actor, node_id, time.monotonic())
-        else:
-            ray.kill(actor)
+            hand.num_items += 1
+            self.running[hand.actor.process.remote(job.item)] = _Attempt(job, hand, time.monotonic())
+        if not hand.num_items:
+            ray.kill(hand.actor)
 
     def _on_loaded(self, ref: ray.ObjectRef, actor: Any) -> None:
         try:
@@ -227,30 +264,66 @@ class _Pool(Generic[T]):
                 ) from None
         else:
             self.deaths_while_loading = 0
-            self._assign(actor, node_id)
+            self._assign(_Hand(actor, node_id))
 
-    def _on_reply(self, ref: ray.ObjectRef, attempt: _Attempt[T]) -> None:
+    def _on_reply(self, ref: ray.ObjectRef) -> None:
+        hand = self.running[ref].hand
         try:
             reply = ray.get(ref)
         except RayError as error:
-            job, node_is_lost = attempt.job, isinstance(error, ActorUnavailableError) or not _is_alive(attempt.node_id)
-            if node_is_lost and job.node_losses < MAX_NODE_LOSSES:
-                ray.kill(attempt.actor)
-                job.node_losses += 1
-                self.waiting.append(job)
+            if isinstance(error, ActorUnavailableError) or not _is_alive(hand.node_id):
+                self._lose_node(hand, error)
             else:
-                self._bury(attempt, f"its worker died: {_cause_of_death(error)}")
+                self._bury(hand, f"its worker died: {_cause_of_death(error)}", None)
             return
-        self._settle(attempt.job, reply, "done" if reply.error is None else "failed")
+        job = self.running.pop(ref).job
+        hand.num_items -= 1
+        self._settle(job, reply, "done" if reply.error is None else "failed")
         if reply.final:
-            self._assign(attempt.actor, attempt.node_id)
+            hand.is_closed = False
+            self._assign(hand)
         else:
             # Nobody expected this exception, so the process goes too: after some CUDA errors it would fail every item
             # it gets, and do so faster than its healthy neighbours do theirs.
-            ray.kill(attempt.actor)
+            self.waiting.extend(attempt.job for attempt in self._take_all(hand).values())
 
-    def _bury(self, attempt: _Attempt[T], error: str) -> None:
-        ray.kill(attempt.actor)
+    def _lose_node(self, hand: _Hand, error: RayError) -> None:
+        for attempt in self._take_all(hand).values():
+            if attempt.job.node_losses < MAX_NODE_LOSSES:
+                attempt.job.node_losses += 1
+                self.waiting.append(attempt.job)
+            else:
+                self._fail(attempt, f"its worker died: {_cause_of_death(error)}")
+
+    def _bury(self, hand: _Hand, error: str, guilty: set[ray.ObjectRef] | None) -> None:
+        """End a worker that one of its items is to blame for.
+
+        guilty  those that may be; None for all
+        """
+        attempts = self._take_all(hand)
+        for ref, attempt in attempts.items():
+            if guilty is not None and ref not in guilty:
+                self.waiting.append(attempt.job)
+            elif len(attempts) > 1:
+                attempt.job.is_suspect = True
+                self.waiting.append(attempt.job)
+            else:
+                self._fail(attempt, error)
+
+    def _take_all(self, hand: _Hand) -> dict[ray.ObjectRef, _Attempt[T]]:
+        """Kill a worker, and what it had not finished; what it had, is settled."""
+        ray.kill(hand.actor)
+        refs = [ref for ref, attempt in self.running.items() if attempt.hand is hand]
+        attempts = {ref: self.running.pop(ref) for ref in refs}
+        for ref in ray.wait(refs, num_returns=len(refs), timeout=0)[0] if refs else ():
+            try:
+                reply = ray.get(ref)
+            except RayError:
+                continue
+            self._settle(attempts.pop(ref).job, reply, "done" if reply.error is None else "failed")
+        return attempts
+
+    def _fail(self, attempt: _Attempt[T], error: str) -> None:
         self._settle(attempt.job, _Reply(error=error, seconds=time.monotonic() - attempt.started), "quarantined")
 
     def _settle(self, job: _Job[T], reply: _Reply, status: Status) -> None:

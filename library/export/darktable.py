@@ -17,8 +17,8 @@ import torch
 from library.bundle import Bundle
 from library.errors import BundleError
 from library.export.dtpackage import OVERLAP, Package
-from library.export.onnx import onnx_session
 from library.files.raw import RawImage
+from library.inference.backends.onnx import onnx_session
 from library.inference.engine import DEFAULT_TILE, Engine
 from library.ops.cfa import crop_to_rggb, mirror_pad, pack_cfa, rggb_offset, sample_cfa
 from library.ops.levels import denormalize_levels, normalize_levels
@@ -137,6 +137,7 @@ def denoise_as_darktable(package: Package, raw: RawImage, *, reach: int) -> Dark
 
 
 def _rggb(raw: RawImage) -> RawImage:
+    raw.require_bayer("darktable's packages take Bayer mosaics only: compare with one of those")
     black_level = np.roll(raw.black_level, rggb_offset(raw.cfa), (0, 1))
     cropped = crop_to_rggb(torch.from_numpy(raw.mosaic), raw.cfa).contiguous().numpy()
     return replace(raw, mosaic=cropped, cfa="RGGB", black_level=black_level, camera_white_level=None)

@@ -17,11 +17,12 @@ from library.errors import BundleError, ConfigError
 from library.export.darktable import compare_with_engine
 from library.export.dtpackage import CONFIG, OVERLAP, SUFFIX, DarktableConfig, read_dtmodel
 from library.export.golden import Exported
-from library.export.onnx import OPSET, check_onnx, network_graph, sized_graph
-from library.export.packages import need
+from library.export.onnx import check_onnx
 from library.files.atomic import whole_file
 from library.files.places import place
 from library.files.raw import read_raw
+from library.inference.backends.graph import OPSET, network_graph, sized_graph
+from library.inference.backends.packages import need
 from library.sealed import CARD, MANIFEST, read_files
 
 DEFAULT_TILE = 512
@@ -90,6 +91,10 @@ def export_dtmodel(
 
 
 def _by_stem(bundle: Bundle, linear: Bundle | None) -> dict[str, Bundle]:
+    if bundle.model.in_channels == 5:
+        raise BundleError(
+            bundle.path, "takes CFA planes, which darktable does not give: use one of packed planes (4) or pictures (3)"
+        )
     if linear is None:
         return {"model_bayer" if bundle.model.in_channels == 4 else "model_linear": bundle}
     for wanted, each in ((4, bundle), (3, linear)):

@@ -7,7 +7,6 @@ it and it is still there; anything else is work. One file's failure is recorded 
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -18,9 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from library.errors import DataError, RawFileError
+from library.files.isolate import read_raw_isolated
+from library.files.raw import read_raw
 from library.inference.archive_events import Events
 from library.inference.archive_inputs import RawFile, find_raws, named_raws, printable
 from library.inference.archive_names import ArchiveFormat, Job, facts_of_file, mirrored, templated
+from library.inference.archive_places import description_of, fetch, is_uri, status_of
+from library.inference.archive_samples import Samples, named
 from library.inference.archive_work import (
     LARGEST_RAW,
     Make,
@@ -30,40 +33,76 @@ from library.inference.archive_work import (
     denoising,
     digest_of,
     fresh_staging,
+    has_room,
     link_or_copy,
     look_at,
     make_outputs,
     probe_of,
 )
-from library.inference.engine import ENGINE_VERSION, Engine
+from library.inference.backends.base import BackendName, Precision, is_exact
+from library.inference.engine import ENGINE_VERSION, Engine, TileSize, fixed_tile
+from library.inference.frames import Noise
 from library.inference.ledger import Entry, Known, Ledger, OutputRow, Status, output_key
 from library.inference.outputs import Format
+from library.inference.strength import FULL, Strength
 
 
 @dataclass(frozen=True)
 class Product:
     """What makes outputs of the same inputs differ.
 
-    settings  all that changes a bit of them: precision, quality, strength
+    settings   all that changes a bit of them: precision, quality, strength
+    of_format  what changes those of one format only
     """
 
     bundle_digest: str
     settings: Mapping[str, Any]
+    of_format: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @staticmethod
     def of_denoiser(engine: Engine) -> Product:
-        return Product(engine.bundle.digest, denoiser_settings(engine.precision, engine.tile))
+        return Product(
+            engine.bundle.digest,
+            denoiser_settings(
+                engine.precision,
+                engine.tile,
+                backend=engine.backend,
+                strength=engine.strength,
+                ensemble=engine.ensemble,
+                noise=engine.noise,
+            ),
+        )
 
     def parameters(self, output_format: ArchiveFormat) -> dict[str, Any]:
-        return {"format": output_format, **self.settings}
+        return {"format": output_format, **self.settings, **self.of_format.get(output_format, {})}
 
     def key(self, input_sha256: str, output_format: ArchiveFormat) -> str:
         return output_key(input_sha256, self.bundle_digest, self.parameters(output_format), ENGINE_VERSION)
 
 
-def denoiser_settings(precision: str, tile: int) -> dict[str, Any]:
-    """The tile counts only where it shows: float32 is exact."""
-    return {"precision": precision} if precision == "fp32" else {"precision": precision, "tile": tile}
+def denoiser_settings(
+    precision: Precision,
+    tile: TileSize,
+    *,
+    backend: BackendName = "torch",
+    strength: Strength = FULL,
+    ensemble: bool = False,
+    noise: Noise | None = None,
+) -> dict[str, Any]:
+    """The tile counts only where it shows: PyTorch in float32 is exact. What is at its default is left out, so that
+    what was made before there was a choice stays done."""
+    settings: dict[str, Any] = {"precision": precision}
+    if not is_exact(backend, precision):
+        settings["tile"] = fixed_tile(backend, tile)
+    if backend != "torch":
+        settings["backend"] = backend
+    if not strength.is_full:
+        settings["strength"] = {"luma": strength.luma, "chroma": strength.chroma}
+    if ensemble:
+        settings["ensemble"] = True
+    if noise is not None:
+        settings["noise"] = list(noise) if isinstance(noise, tuple) else noise.model_dump(mode="json")
+    return settings
 
 
 @dataclass
@@ -82,6 +121,10 @@ class Summary:
     remembered: int = 0
     """Of the failures: those of earlier runs."""
     seconds: float = 0.0
+    peak_bytes: int = 0
+    """The most memory that a worker has held."""
+    page: Path | None = None
+    """Where it can be looked at."""
 
     @property
     def exit_code(self) -> int:
@@ -98,7 +141,8 @@ class Summary:
             lines.append(f"  {self.linked} of them have the bytes of another raw, and share its outputs")
         if self.remembered:
             lines.append(f"  {self.remembered} failed before with the same bytes; retry_failed tries them again")
-        return "\n".join(lines + [f"  failed: {reason}" for reason in self.failures.values()])
+        lines += [f"  failed: {reason}" for reason in self.failures.values()]
+        return "\n".join(lines + ([f"  {self.page}"] if self.page else []))
 
 
 MakeAll = Callable[[Iterator[Job], int, Path], Generator[tuple[Job, Result, Status, float], None, None]]
@@ -129,9 +173,12 @@ class Archive:
         self._lasting: dict[str, str] = {}
         """Reasons of failures that the same bytes would meet again, by keys."""
         self._twins: list[Job] = []
+        self._refused: list[tuple[Job, str]] = []
+        """What cannot be tried, and why."""
         self._verify = False
         self._paths_by_key: dict[str, str] = {}
         """Outputs of this and of earlier runs, which may be gone or hold something else by now."""
+        self._samples = Samples(self.folder, product.bundle_digest)
 
     def run(
         self,
@@ -142,17 +189,28 @@ class Archive:
         retry_failed: bool = False,
         verify: bool = False,
     ) -> None:
-        """Make what is not done; see `plan`. Every outcome is in the ledger when this returns."""
+        """Make what is not done; see `plan`. Every outcome is in the ledger when this returns.
+
+        raises  DataError for a disk that takes nothing more, or nothing at all
+        """
         start = time.monotonic()
         todo = self.plan(jobs, force=force, retry_failed=retry_failed, verify=verify)
-        self.events.say("run", files=self.summary.skipped + len(todo) + len(self.summary.failures), todo=len(todo))
+        num_failed = len(self._refused) + self.summary.remembered
+        self.events.say("run", files=self.summary.skipped + len(todo) + num_failed, todo=len(todo))
+        for job, reason in self._refused:
+            self._fail(job, reason)
         try:
             while todo:
-                staging = fresh_staging(self.folder)
+                staging = self._staging()
                 self._twins = []
                 with closing(make_all(self._without_twins(todo), len(todo), staging)) as results:
                     for job, result, status, seconds in results:
                         self.settle(job, result, status, seconds)
+                        if result.disk_is_full and not has_room(staging):
+                            raise DataError(
+                                f"{self.folder}: takes nothing more, since its disk is full or read-only: make room, "
+                                f"and the same command goes on ({self.summary.done} files were done)"
+                            )
                 # A twin whose like has failed for a reason of its own is tried by itself.
                 todo = [twin for twin in self._twins if not self._settle_twin(twin, staging)]
         finally:
@@ -161,6 +219,14 @@ class Archive:
         seconds = round(time.monotonic() - start, 3)
         self.events.say("end", done=s.done, skipped=s.skipped, failed=len(s.failures), seconds=seconds)
 
+    def _staging(self) -> Path:
+        try:
+            return fresh_staging(self.folder)
+        except OSError as error:
+            raise DataError(
+                f"{self.folder}: cannot be written ({error.strerror}): make room, or choose another output folder"
+            ) from None
+
     # --- what is to do ----------------------------------------------------------------------------------------------
 
     def plan(
@@ -168,14 +234,15 @@ class Archive:
     ) -> list[Job]:
         """The jobs with the outputs that are still to be made. Reads a raw only where its size or time has changed.
 
-        Counts the finished ones in the summary, and lists there as failed those that would overwrite a file which no
-        run into this folder has made: it may be somebody's original.
+        Counts the finished ones in the summary, and refuses those that would overwrite a file which no run into this
+        folder has made: it may be somebody's original.
 
         force         make all anew
         retry_failed  also those that failed by their own fault; what failed by its surroundings is tried in any case
         verify        read every output, and make anew what is not what was recorded
         """
         todo, touched = [], []
+        wanted: set[str] = set()
         self._verify = verify
         for path, row in self._rows.items() if not force else ():
             if row.key is not None and row.status == "done":
@@ -183,14 +250,16 @@ class Archive:
             elif row.key is not None and row.status == "failed" and not retry_failed:
                 self._lasting[row.key] = row.error or ""
         for job in jobs:
+            wanted.update(self._relative(path) for path in job.outputs.values())
             if job.problem is not None:
-                self._fail(job, job.problem)
+                self._refused.append((job, job.problem))
                 continue
             if (known := self._known(job)) is not None and known.sha256 is not None:
                 job = replace(job, sha256=known.sha256)
-                if self._inputs.get(job.raw) != known:
-                    self._inputs[job.raw] = known
-                    touched.append((job.raw, known))
+                if self._inputs.get(job.raw) != known or not self._is_described_as_before(job):
+                    facts = self._facts_of(job, known)
+                    self._inputs |= facts
+                    touched += facts.items()
             missing = job.outputs if force else self._missing(job)
             if not missing:
                 self.summary.skipped += 1
@@ -199,10 +268,13 @@ class Archive:
                 self.summary.remembered += 1
                 self.summary.failures[job.raw] = reason
             elif (reason := self._obstacle(job, missing)) is not None:
-                self._fail(job, reason)
+                self._refused.append((job, reason))
             else:
                 todo.append(replace(job, outputs=missing))
         self.ledger.remember(touched)
+        # Of raws that vanished before anybody came to them.
+        stale = self._claims - self._rows.keys() - wanted
+        self.ledger.disclaim(path for path in stale if not os.path.exists(f"{self.folder}/{path}"))
         self.ledger.claim(self._relative(path) for job in todo for path in job.outputs.values())
         return todo
 
@@ -210,13 +282,20 @@ class Archive:
         """What is known of the raw's bytes as they are now. Those of a raw that was done before are looked at where its
         size or time has changed; a new raw's are not."""
         known = self._inputs.get(job.raw)
-        if known is None or known.sha256 is None or (known.size, known.mtime_ns) == (job.size, job.mtime_ns):
+        if known is None or known.sha256 is None:
+            return known
+        if (known.size, known.mtime_ns) == (job.size, job.mtime_ns) and self._is_described_as_before(job):
             return known
         try:
             found = look_at(job.raw)
         except RawFileError:
             return None  # making it will say what is wrong
         return replace(found, facts=known.facts) if found.sha256 == known.sha256 else found
+
+    def _is_described_as_before(self, job: Job) -> bool:
+        """Whether the JSON file of a headless raw is the one that was there when the raw was read."""
+        known = self._inputs.get(description_of(job.raw))
+        return job.description == ((known.size, known.mtime_ns) if known is not None else None)
 
     def _missing(self, job: Job) -> dict[ArchiveFormat, str]:
         if job.sha256 is None:
@@ -254,7 +333,7 @@ class Archive:
                         f"{job.raw}: would overwrite {path}, which was not made here; move it away, or use another "
                         "folder"
                     )
-                if os.path.exists(job.raw) and os.path.samefile(path, job.raw):
+                if not is_uri(job.raw) and os.path.exists(job.raw) and os.path.samefile(path, job.raw):
                     return f"{job.raw}: is its own output {path}, and would be lost: give another folder"
         return None
 
@@ -275,13 +354,16 @@ class Archive:
             before = self._inputs.get(job.raw)
             if known.facts is None and before is not None and before.sha256 in (None, known.sha256):
                 known = replace(known, facts=before.facts)
-            self._inputs[job.raw] = known
+            self._inputs |= self._facts_of(job, known)
+        if result.sample is not None:
+            self._samples.offer(named(result.sample, job.name))
+        self.summary.peak_bytes = max(self.summary.peak_bytes, result.peak_bytes)
         entries = [self._entry(job, f, result, status, seconds) for f in job.outputs]
         for e in entries:
             self._rows[e.output_path] = OutputRow(e.key, e.status, e.output_size, e.output_sha256, e.error)
         error = result.error
         try:
-            self.ledger.record(*entries, known=(job.raw, known) if known is not None else None)
+            self.ledger.record(*entries, known=self._facts_of(job, known) if known is not None else {})
         except DataError as problem:
             # The disk is full: what is not in the ledger is made again. The next file may be small enough.
             error = error or f"{job.raw}: was done, but {problem}"
@@ -295,8 +377,19 @@ class Archive:
             self._made[entry.key] = f"{self.folder}/{entry.output_path}"
         self.summary.done += 1
         self.summary.linked += linked
-        self.events.say("done", file=printable(job.raw), seconds=round(seconds, 3), linked=linked)
+        self.events.say(
+            "done",
+            file=printable(job.raw),
+            seconds=round(seconds, 3),
+            linked=linked,
+            **({"memory": result.peak_bytes} if result.peak_bytes else {}),
+        )
         self._copy_sidecars(job)
+
+    def _facts_of(self, job: Job, known: Known) -> dict[str, Known]:
+        """What to remember of a raw, and of the file that describes it: each by its own path."""
+        facts = {job.raw: known}
+        return facts | ({description_of(job.raw): Known(*job.description)} if job.description is not None else {})
 
     def _entry(self, job: Job, output_format: ArchiveFormat, result: Result, status: Status, seconds: float) -> Entry:
         made, known = result.outputs.get(output_format), result.known
@@ -347,7 +440,7 @@ class Archive:
                     if self._is_twin(job, likes, digests, to_make):
                         continue
                     likes.append(job.raw)
-                except OSError:
+                except (OSError, RawFileError):
                     pass  # making it will say what is wrong
             self.events.say("started", file=job.raw)
             yield job
@@ -359,7 +452,7 @@ class Archive:
             if path == job.raw:
                 continue
             for unread in {path, job.raw} - digests.keys():
-                digests[unread] = digest_of(unread)
+                digests[unread] = look_at(unread).sha256 or ""
             mine = mine or digests[job.raw]
             if mine == digests[path] and (path in to_make or all(self._has(mine, f) for f in job.outputs)):
                 self._twins.append(replace(job, sha256=mine))
@@ -411,19 +504,18 @@ class Archive:
         """Bring copies of sidecars up to date; one that somebody else wrote or has edited is left as it is."""
         for source, target in job.sidecars:
             try:
-                theirs = os.stat(source)
                 if os.path.exists(target):
-                    ours, copied = os.stat(target), self._inputs.get(target)
-                    same = (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)
+                    theirs, ours, copied = status_of(source), os.stat(target), self._inputs.get(target)
+                    same = (ours.st_size, ours.st_mtime_ns) == (theirs.size, theirs.mtime_ns)
                     if same or copied is None or (copied.size, copied.mtime_ns) != (ours.st_size, ours.st_mtime_ns):
                         continue
                 os.makedirs(os.path.dirname(target), exist_ok=True)
                 aside = self.folder / ".stillgrain" / "sidecar.tmp"
-                shutil.copy2(source, aside)
+                fetch(source, aside)
                 os.replace(aside, target)
                 ours = os.stat(target)
             except OSError as error:
-                self.summary.failures[source] = f"{source}: cannot be copied to {target} ({error.strerror})"
+                self.summary.failures[source] = f"{source}: cannot be copied to {target} ({error.strerror or error})"
                 continue
             self._inputs[target] = Known(ours.st_size, ours.st_mtime_ns)
             with suppress(DataError):  # a full disk: then the copy counts as somebody else's
@@ -480,10 +572,12 @@ def denoise_files(
     engine: Engine,
     output_format: Format,
     *,
+    isolate: bool = False,
     progress: Callable[[list[Job]], Iterable[Job]] = iter,
 ) -> Summary:
     """Denoise files in this process, one after another, into `output/<stem>.<suffix>`.
 
+    isolate   decode in a child process, where a file that crashes or hangs the decoder harms only itself
     progress  wraps the list of jobs, to show how far it is
     raises    ConfigError when two files would write the same output; DataError when the ledger cannot be used
     """
@@ -495,7 +589,8 @@ def denoise_files(
     ]
     with Ledger.open(output) as ledger, Events.open(output) as events:
         archive = Archive(ledger, Product.of_denoiser(engine), summary, events)
-        archive.run(jobs, one_after_another(denoising(engine), progress), retry_failed=True)
+        make = denoising(engine, read=read_raw_isolated if isolate else read_raw)
+        archive.run(jobs, one_after_another(make, progress), retry_failed=True)
     summary.seconds = time.monotonic() - start
     return summary
 

@@ -21,7 +21,8 @@ class Events:
 
     run       begins: `files` there are, of which `todo` are not done
     started   `file`
-    done      `file`, `seconds` of work, `linked` if its content was there already
+    done      `file`, `seconds` of work, `linked` if its content was there already, `memory`: the most bytes that its
+              worker has held so far
     failed    `file`, `seconds`, `reason`
     end       of the run: `done`, `skipped`, `failed`, `seconds`
 

@@ -9,26 +9,30 @@ import glob
 import os
 import stat
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import fsspec
 import pyarrow
 import pyarrow.parquet
 
 from library.errors import ConfigError
 from library.files.raw import RAW_SUFFIXES
+from library.inference.archive_places import description_of, is_uri, status_in, status_of
 
 
 @dataclass(frozen=True)
 class RawFile:
     """A file that was found or named.
 
-    path      absolute
+    path      absolute, or a URI
     relative  its place below the folder it was searched from, which outputs mirror
     root      that folder's name
     size, mtime_ns  as found; None for a file that cannot be looked at
     sidecars  names of the .xmp files that belong to it, in its own folder
+    description  size and time of change of the JSON file that describes it, if it is headless
     problem   why it cannot be used, where that is known without opening it
     """
 
@@ -38,6 +42,7 @@ class RawFile:
     size: int | None = None
     mtime_ns: int | None = None
     sidecars: tuple[str, ...] = ()
+    description: tuple[int, int] | None = None
     problem: str | None = None
 
 
@@ -48,13 +53,13 @@ def find_raws(inputs: Sequence[str | Path], output: str | Path) -> list[RawFile]
     folder's own name wins over a link's. Names that begin with a dot, and the output folder, are left out.
 
     inputs  folders, raw files, globs (`**` goes any depth down), `.txt` files of one path a line, `.parquet` files with
-            a column `path`; relative paths in a list count from the list's folder
+            a column `path`; relative paths in a list count from the list's folder. Folders, files and globs may be URIs
     raises  ConfigError for an input that stands for nothing, a list that cannot be read, or the output folder itself
     """
     found: dict[str, RawFile] = {}
     for given in inputs:
         before = len(found)
-        for raw in _raws_of(os.path.abspath(given), os.path.abspath(output)):
+        for raw in _raws_of(_absolute(str(given)), os.path.abspath(output)):
             found.setdefault(raw.path, raw)
         if len(found) == before and glob.has_magic(str(given)) and not os.path.exists(given):
             raise ConfigError(f"raws: {given} matches no file: quote a glob so that it arrives whole, or correct it")
@@ -67,8 +72,15 @@ def named_raws(paths: Iterable[str | Path]) -> list[RawFile]:
     return [_named(path, os.path.dirname(path)) for path in absolute]
 
 
+def _absolute(given: str) -> str:
+    given = given.removeprefix("file://")
+    return given if is_uri(given) else os.path.abspath(given)
+
+
 def _raws_of(given: str, output: str) -> Iterator[RawFile]:
-    if os.path.isdir(given):
+    if is_uri(given):
+        yield from _stored(given)
+    elif os.path.isdir(given):
         yield from _search(given, given, output)
     elif os.path.exists(given):
         if given.lower().endswith(".txt"):
@@ -118,15 +130,69 @@ def _search(folder: str, base: str, output: str) -> Iterator[RawFile]:
             problem = f"{printable(here)}: cannot be searched ({error.strerror}): check its permissions"
             yield RawFile(here, relative, root, problem=problem)
             continue
-        xmp = _xmp_by_stem(entry.name for entry in entries)
+        xmp = _xmp_by_stem(e.name for e in entries if not (e.is_symlink() and _leads_to_another_kind(e.path)))
+        names = {entry.name for entry in entries}
         for entry in entries:
             if _is_folder(entry):
                 (links if entry.is_symlink() else folders).append(entry.path)
             elif os.path.splitext(entry.name)[1].lower() in RAW_SUFFIXES:
-                yield _looked_at(entry.path, prefix + entry.name, root, _sidecars_of(entry.name, xmp))
+                yield _looked_at(entry.path, prefix + entry.name, root, _sidecars_of(entry.name, xmp), names)
 
 
-def _looked_at(path: str, relative: str, root: str, sidecars: tuple[str, ...]) -> RawFile:
+def _stored(given: str) -> Iterator[RawFile]:
+    """The raw files that a URI stands for: itself, those below it, or those that its glob matches."""
+    try:
+        fs, inside = fsspec.core.url_to_fs(given, use_listings_cache=False)
+        base = inside.rstrip("/")
+        if glob.has_magic(inside):
+            listed = fs.glob(inside, detail=True)
+            while glob.has_magic(base):
+                base = os.path.dirname(base)
+        elif fs.isfile(inside):
+            listed = fs.find(os.path.dirname(inside), maxdepth=1, detail=True)
+            base = os.path.dirname(inside)
+        else:
+            listed = fs.find(inside, detail=True)
+    except Exception as error:
+        # Every store's client has errors of its own.
+        raise ConfigError(
+            f"raws: {given} cannot be listed ({type(error).__name__}: {error}): check the address, your access to it, "
+            "and for S3 that 'stillgrain[s3]' is installed"
+        ) from None
+    listed = {name: info for name, info in listed.items() if info["type"] == "file"}
+    by_folder: dict[str, list[str]] = {}
+    for name in listed:
+        by_folder.setdefault(os.path.dirname(name), []).append(os.path.basename(name))
+    xmp = {folder: _xmp_by_stem(names) for folder, names in by_folder.items()}
+    only = inside if fs.isfile(inside) else None
+    num_raws = 0
+    for name, info in listed.items():
+        folder, file = os.path.split(name)
+        relative = os.path.relpath(name, base)
+        hidden = any(part.startswith(".") for part in relative.split("/"))
+        wanted = name == only if only else os.path.splitext(file)[1].lower() in RAW_SUFFIXES and not hidden
+        if not wanted:
+            continue
+        num_raws += 1
+        status, described = status_in(info), listed.get(description_of(name))
+        description = status_in(described)[:2] if described else None
+        yield RawFile(
+            path=fs.unstrip_protocol(name),
+            relative=relative,
+            root=os.path.basename(base),
+            size=status.size,
+            mtime_ns=status.mtime_ns,
+            sidecars=_sidecars_of(file, xmp[folder]),
+            description=description,
+        )
+    if not num_raws and not glob.has_magic(inside) and not listed:
+        raise ConfigError(f"raws: {given} holds no file: give the address of the raw files, or of what they lie below")
+
+
+def _looked_at(
+    path: str, relative: str, root: str, sidecars: tuple[str, ...], names: Collection[str] | None = None
+) -> RawFile:
+    """A file as the disk shows it. `names` are those in its folder, where somebody has listed them."""
     if printable(path) != path:
         problem = f"{printable(path)}: its name is not UTF-8, which no output of it could be: rename it"
         return RawFile(path, relative, root, problem=problem)
@@ -139,20 +205,29 @@ def _looked_at(path: str, relative: str, root: str, sidecars: tuple[str, ...]) -
         problem = f"{path}: is a folder: name a raw file inside it"
     elif not stat.S_ISREG(status.st_mode):
         problem = f"{path}: is a device or a pipe, and no file: name a raw file"
-    return RawFile(path, relative, root, status.st_size, status.st_mtime_ns, sidecars, problem)
+    description = None
+    if names is None or description_of(os.path.basename(path)) in names:
+        with suppress(OSError):
+            description = status_of(description_of(path))[:2]
+    return RawFile(path, relative, root, status.st_size, status.st_mtime_ns, sidecars, description, problem)
 
 
 def _named(path: str, base: str) -> RawFile:
     """A file that was named by itself, whatever its suffix."""
     folder, name = os.path.split(path)
     candidates = [f"{stem}{suffix}" for stem in (os.path.splitext(name)[0], name) for suffix in (".xmp", ".XMP")]
-    xmp = _xmp_by_stem(c for c in candidates if os.path.exists(os.path.join(folder, c)))
+    paths = {candidate: os.path.join(folder, candidate) for candidate in candidates}
+    xmp = _xmp_by_stem(c for c, path in paths.items() if os.path.exists(path) and not _leads_to_another_kind(path))
     relative = os.path.relpath(path, base) if _is_below(path, base) else path.lstrip("/")
     return _looked_at(path, relative, os.path.basename(base), _sidecars_of(name, xmp))
 
 
 def _listed(paths: Iterable[str], base: str, output: str) -> Iterator[RawFile]:
     for path in paths:
+        path = path.removeprefix("file://")
+        if is_uri(path):
+            yield from _stored(path)
+            continue
         path = os.path.abspath(os.path.join(base, os.path.expanduser(path)))
         if os.path.isdir(path):
             yield from _search(path, base if _is_below(path, base) else "/", output)
@@ -177,6 +252,12 @@ def _column_of(path: str) -> list[str]:
     if not all(isinstance(value, str) for value in values):
         raise ConfigError(f"raws: {path} has paths that are no texts: leave those rows out")
     return values
+
+
+def _leads_to_another_kind(path: str) -> bool:
+    """Whether what is called a sidecar is a link to something else: it would be copied beside the outputs, and an
+    archive from elsewhere may have links to what is not for everybody's eyes."""
+    return os.path.islink(path) and not os.path.realpath(path).lower().endswith(".xmp")
 
 
 def _xmp_by_stem(names: Iterable[str]) -> dict[str, str]:

@@ -14,9 +14,10 @@ from typing import Any, Literal
 from library.errors import ConfigError
 from library.files import exif
 from library.inference.archive_inputs import RawFile
+from library.inference.archive_places import opened, status_of
 from library.inference.outputs import ENCODERS
 
-ArchiveFormat = Literal["dng", "cfa-dng", "exr", "tiff", "png", "sgr"]
+ArchiveFormat = Literal["dng", "cfa-dng", "exr", "tiff", "png", "jpeg", "jxl", "sgr"]
 """Those of a denoiser, and `.sgr`, which a codec makes."""
 
 PLACES = ("root", "folder", "stem", "suffix", "ext")
@@ -31,13 +32,14 @@ _LARGEST_FILE = 2**31
 class Job:
     """One raw file and the outputs it is to get.
 
-    raw       absolute
+    raw       absolute, or a URI
     name      the raw's name in the ledger: relative to the archive, or absolute where several were given
     outputs   absolute paths
     size, mtime_ns  from before it was read, so that a file that changes meanwhile is not taken for done; None for one
               that cannot be looked at
     sidecars  what is copied, and where to
     sha256    of the raw, where it is known to be still that
+    description  size and time of change of the file that describes it, if it is headless
     problem   why it cannot be used, where that is known without opening it
     """
 
@@ -48,6 +50,7 @@ class Job:
     mtime_ns: int | None = None
     sidecars: tuple[tuple[str, str], ...] = ()
     sha256: str | None = None
+    description: tuple[int, int] | None = None
     problem: str | None = None
 
 
@@ -118,7 +121,10 @@ def facts_of_file(path: str) -> dict[str, str]:
     """`FACTS` from a raw's EXIF; a file that cannot be read, or claims to be enormous, says nothing. Nothing is
     decoded."""
     try:
-        tags = exif.read_tags(Path(path).read_bytes()) if os.path.getsize(path) <= _LARGEST_FILE else {}
+        tags = {}
+        if status_of(path).size <= _LARGEST_FILE:
+            with opened(path) as file:
+                tags = exif.read_tags(file.read())
     except OSError:
         tags = {}
     speed = tags.get(exif.ISO)
@@ -161,7 +167,18 @@ def _jobs(
             outputs[output_format] = target
         sidecars = _sidecar_targets(raw, list(outputs.values())) if raw.sidecars else ()
         name = raw.path if several else raw.relative
-        jobs.append(Job(raw.path, name, outputs, raw.size, raw.mtime_ns, sidecars, problem=raw.problem))
+        jobs.append(
+            Job(
+                raw.path,
+                name,
+                outputs,
+                size=raw.size,
+                mtime_ns=raw.mtime_ns,
+                sidecars=sidecars,
+                description=raw.description,
+                problem=raw.problem,
+            )
+        )
     return jobs
 
 

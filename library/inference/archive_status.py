@@ -53,7 +53,7 @@ class ArchiveStatus:
             f"  failed       {self.failed:,}",
             f"  quarantined  {self.quarantined:,}",
             f"  waiting      {self.waiting:,}{remaining}",
-            f"  size         {_size(self.input_bytes)} of raws, {_size(self.output_bytes)} of outputs",
+            f"  size         {in_words(self.input_bytes)} of raws, {in_words(self.output_bytes)} of outputs",
             f"  rate         {rate}",
             f"  last         {self.last or 'nothing yet'}",
         ]
@@ -88,7 +88,8 @@ def archive_status(folder: str | Path) -> ArchiveStatus:
     )
 
 
-def _size(num_bytes: float) -> str:
+def in_words(num_bytes: float) -> str:
+    """A size with its unit, such as 3.21 GB: a thousand of one make the next."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.3g} {unit}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,16 @@ from library.inference.engine import Engine
 from library.inference.outputs import (
     OUTPUT_BLACK,
     OUTPUT_WHITE,
+    USUAL_LOSS,
     CfaDng,
     Format,
+    Lossiness,
     RawSource,
+    Rendering,
     Written,
     paste,
-    write_outputs,
+    render,
+    written,
 )
 
 _NOISE_LEFT = (1e-5, 1e-7)
@@ -44,21 +48,26 @@ def denoised_mosaic(raw: RawImage, engine: Engine) -> RawImage:
     For what takes raws and should get clean ones, such as a codec that does not denoise. It says that hardly any noise
     is left, so that nobody stabilises what is gone.
     """
-    encoder = CfaDng(RawSource(raw), raw.metadata())
+    raw = raw.at_white_level(engine.bundle.white_level)
+    source = RawSource(raw)
+    source.levels = None  # all of 16 bits
+    encoder = CfaDng(source, raw.metadata())
     mosaic = np.empty(raw.mosaic.shape, np.uint16)
     for patch in engine.camera_rgb(raw):
         paste(mosaic, patch.top, patch.left, encoder.encode(patch.pixels, patch.top, patch.left))
     return dataclasses.replace(
         raw,
         mosaic=mosaic,
-        black_level=np.full((2, 2), float(OUTPUT_BLACK)),
+        black_level=np.full(raw.black_level.shape, float(OUTPUT_BLACK)),
         white_level=OUTPUT_WHITE,
         camera_white_level=None,
         noise_profile=(_NOISE_LEFT,),
     )
 
 
-def denoise_file(raw_path: str | Path, outputs: Mapping[Format, str | Path], engine: Engine) -> list[Written]:
+def denoise_file(
+    raw_path: str | Path, outputs: Mapping[Format, str | Path], engine: Engine, lossiness: Lossiness = USUAL_LOSS
+) -> list[Written]:
     """Denoise one raw file, in one pass, into files of one or several formats; each appears whole or not at all.
 
     outputs  where each format goes
@@ -68,8 +77,23 @@ def denoise_file(raw_path: str | Path, outputs: Mapping[Format, str | Path], eng
     for path in map(Path, outputs.values()):
         if path.exists() and path.samefile(raw_path):
             raise ImageFileError(path, "is the raw file itself, which would be lost: give another folder")
+    return written(render_denoised(raw, outputs, engine, lossiness), outputs, raw.sha256)
+
+
+def render_denoised(
+    raw: RawImage, formats: Iterable[Format], engine: Engine, lossiness: Lossiness = USUAL_LOSS
+) -> Rendering:
+    """A raw, denoised, as the samples of one or several formats; nothing is written yet.
+
+    raises  RawFileError for a raw that the engine cannot use
+    """
+    policy = engine.bundle.white_level
     # The noise profile of the input does not describe the output.
     metadata = dataclasses.replace(
-        raw.metadata(), denoised_by=f"{engine.bundle.name} sha256:{engine.bundle.digest}", noise_profile=None
+        raw.metadata(),
+        denoised_by=f"{engine.bundle.name} sha256:{engine.bundle.digest}",
+        levels=raw.describe_levels(policy),
+        noise_profile=None,
     )
-    return write_outputs(engine.camera_rgb(raw), raw.height, raw.width, outputs, RawSource(raw), metadata, raw.sha256)
+    raw = raw.at_white_level(policy)
+    return render(engine.camera_rgb(raw), raw.height, raw.width, formats, RawSource(raw), metadata, lossiness)

@@ -7,7 +7,8 @@ any may read it meanwhile.
     outputs   what each file holds, or why it is not there. A row belongs to the path of an output, because a file holds
               one thing: a run with another bundle replaces the row together with the file. What the file holds is named
               by its key: same key, same output
-    inputs    the digest of each raw, and the size and time of change by which it is known to be still that raw
+    inputs    the digest of each raw, and the size and time of change by which it is known to be still that raw; the
+              JSON file that describes a headless raw has a row of its own, and is part of the raw's digest
     claims    paths that a run was about to write: after a kill a file may be there of which no row tells
 """
 
@@ -19,11 +20,12 @@ import json
 import os
 import socket
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from library.errors import DataError
@@ -194,16 +196,16 @@ class Ledger:
             ledger._check_schema()
             yield ledger
 
-    def record(self, *entries: Entry, known: tuple[str, Known] | None = None) -> None:
-        """Write the rows of some outputs, replacing older ones, and what is known of their raw, by its path. All of it
-        is on the disk on return, or none."""
+    def record(self, *entries: Entry, known: Mapping[str, Known] = MappingProxyType({})) -> None:
+        """Write the rows of some outputs, replacing older ones, and what is known of their raw, by path. All of it is
+        on the disk on return, or none."""
         with self._transaction():
             for entry in entries:
                 row = asdict(entry) | {"key": entry.key, "parameters": _canonical_json(entry.parameters)}
                 names, places = ", ".join(row), ", ".join(f":{name}" for name in row)
                 self._execute(f"INSERT OR REPLACE INTO outputs ({names}) VALUES ({places})", row)
-            if known is not None:
-                self._remember(*known)
+            for path, facts in known.items():
+                self._remember(path, facts)
 
     def remember(self, inputs: Iterable[tuple[str, Known]]) -> None:
         """Keep what was found out about raws, by their paths."""
@@ -226,6 +228,12 @@ class Ledger:
             for path in output_paths:
                 self._execute("INSERT OR IGNORE INTO claims VALUES (?)", (path,))
 
+    def disclaim(self, output_paths: Iterable[str]) -> None:
+        """Take back what was said of paths that nothing was written to, and nothing is going to be."""
+        with self._transaction():
+            for path in output_paths:
+                self._execute("DELETE FROM claims WHERE output_path = ?", (path,))
+
     def claims(self) -> set[str]:
         """Every path that a run has written or was going to: what lies there was made here."""
         return {
@@ -237,15 +245,22 @@ class Ledger:
         for row in self._execute("SELECT * FROM outputs ORDER BY output_path"):
             values = dict(row) | {"parameters": json.loads(row["parameters"])}
             del values["key"]
+            self._check_inside(row["output_path"])
             yield Entry(**values)
 
     def keys(self) -> dict[str, OutputRow]:
         """The key and the state of every output, by its path: what it takes to see what is done, a hundred times as
         quick as `rows`."""
-        return {
-            row[0]: OutputRow(*row[1:])
-            for row in self._execute("SELECT output_path, key, status, output_size, output_sha256, error FROM outputs")
-        }
+        rows = self._execute("SELECT output_path, key, status, output_size, output_sha256, error FROM outputs")
+        for row in rows:
+            self._check_inside(row[0])
+        return {row[0]: OutputRow(*row[1:]) for row in rows}
+
+    def _check_inside(self, output_path: str) -> None:
+        """A ledger that came with its folder from elsewhere must not name files that lie outside: outputs are copied
+        from one path to another."""
+        if output_path.startswith("/") or ".." in output_path.split("/"):
+            raise self._damage(f"it names {output_path}, which is outside of its folder")
 
     def counts(self) -> dict[Status, int]:
         """The number of rows of each status."""

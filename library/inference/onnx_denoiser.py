@@ -84,9 +84,10 @@ class OnnxDenoiser:
         """The denoised and demosaiced picture in the raw's own pixels.
 
         returns  (1, 3, H, W) camera RGB, black at 0 and white at 1, below 0 and above 1 legal
-        raises   BundleError when the graph gives another shape; RawFileError for a raw without brightness, where the
-                 graph's gain is arbitrary
+        raises   BundleError when the graph gives another shape; RawFileError for an X-Trans raw, and for one without
+                 brightness where the graph's gain is arbitrary
         """
+        raw.require_bayer("this graph takes the four planes of a Bayer one: use a bundle of CFA planes or of pictures")
         offset = rggb_offset(raw.cfa)
         padded = pad_to_rggb(torch.from_numpy(raw.mosaic), raw.cfa)
         black_level = torch.from_numpy(np.roll(raw.black_level, offset, (0, 1)))

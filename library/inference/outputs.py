@@ -1,4 +1,4 @@
-"""From camera RGB, patch by patch, to files: DNG, EXR, TIFF, PNG."""
+"""From camera RGB, patch by patch, to files: DNG, EXR, TIFF, PNG, JPEG, JPEG XL."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from torch import Tensor
 
 from library.files.dng import write_cfa_dng, write_linear_dng
 from library.files.exr import write_exr
+from library.files.lossy import write_jpeg, write_jxl
 from library.files.metadata import ImageMetadata
 from library.files.picture import write_png, write_tiff16
 from library.files.raw import RawImage
 from library.inference.engine import Patch
-from library.ops.cfa import sample_cfa
+from library.ops.cfa import cfa_period, sample_cfa, shift_cfa
 from library.ops.demosaic import demosaic_half_size
 from library.ops.develop import auto_exposure_ev, camera_rgb_to_balanced_lin_rec2020, develop_camera_rgb
-from library.ops.levels import normalize_levels, quantize
+from library.ops.levels import denormalize_levels, dither, file_levels, normalize_levels, quantize
 
-Format = Literal["dng", "cfa-dng", "exr", "tiff", "png"]
+Format = Literal["dng", "cfa-dng", "exr", "tiff", "png", "jpeg", "jxl"]
 
 # Levels of the DNGs written here. Black is above 0, so that what a denoiser leaves below black survives the file.
 OUTPUT_BLACK, OUTPUT_WHITE = 1024, 65535
@@ -48,6 +49,11 @@ class Source(Protocol):
         """Stops by which a developed picture is exposed."""
         ...
 
+    @property
+    def levels(self) -> tuple[np.ndarray, int] | None:
+        """Black by CFA site and white of the mosaic, in DN, which a mosaic made of it keeps; None: free to choose."""
+        ...
+
 
 class RawSource:
     """A raw that lies before us; how it is exposed is found out when somebody asks."""
@@ -55,6 +61,7 @@ class RawSource:
     def __init__(self, raw: RawImage) -> None:
         self._raw = raw
         self.cfa = raw.cfa
+        self.levels: tuple[np.ndarray, int] | None = (raw.black_level, raw.white_level)
         self.as_shot_white_balance = raw.as_shot_white_balance
         self.xyz_to_camera = raw.xyz_to_camera
 
@@ -77,6 +84,77 @@ class Written:
     input_sha256: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Lossiness:
+    """What the lossy formats may lose."""
+
+    jpeg_quality: int = 92
+    """1 to 100, as libjpeg counts it; above 90 colour is kept at full size."""
+    jxl_distance: float = 1.0
+    """Butteraugli distance, above 0 and up to 25: 1 is about the least that is visible."""
+
+
+USUAL_LOSS = Lossiness()
+
+
+class Rendering:
+    """A picture as the samples of one or several formats, all computed and nothing written."""
+
+    def __init__(self, encoders: dict[Format, Encoder], pictures: dict[Format, np.ndarray], centre: Tensor) -> None:
+        self._encoders = encoders
+        self.pictures = pictures
+        """By format, (height, width) or (height, width, 3) samples of those that are not written yet."""
+        self.centre = centre
+        """(3, h, w) camera RGB of `centre_of` the picture."""
+
+    def write(self, outputs: Mapping[Format, str | Path]) -> None:
+        """Write each format where it goes, once; each appears whole or not at all. Its samples are gone then.
+
+        raises  ImageFileError, OSError for an output that cannot be written
+        """
+        for output_format, path in outputs.items():
+            self._encoders[output_format].write(Path(path), self.pictures.pop(output_format))
+
+
+CENTRE = 256
+"""Pixels a side of the piece of every picture that is kept for a contact sheet."""
+
+
+def centre_of(height: int, width: int) -> tuple[slice, slice]:
+    """Rows and columns of a picture's middle, at most `CENTRE` a side, from even places so that a CFA stays its own."""
+    rows, columns = min(height, CENTRE), min(width, CENTRE)
+    top, left = (height - rows) // 4 * 2, (width - columns) // 4 * 2
+    return slice(top, top + rows), slice(left, left + columns)
+
+
+def render(
+    patches: Iterable[Patch],
+    height: int,
+    width: int,
+    formats: Iterable[Format],
+    source: Source,
+    metadata: ImageMetadata,
+    lossiness: Lossiness = USUAL_LOSS,
+) -> Rendering:
+    """Patches that cover a picture, in one pass, as the samples of one or several formats.
+
+    patches  camera RGB in the raw's own pixels
+    """
+    encoders: dict[Format, Encoder] = {
+        output_format: ENCODERS[output_format](source, metadata, lossiness) for output_format in formats
+    }
+    pictures: dict[Format, np.ndarray] = {
+        f: np.empty((height, width, *encoder.channels), encoder.dtype) for f, encoder in encoders.items()
+    }
+    rows, columns = centre_of(height, width)
+    centre = np.zeros((rows.stop - rows.start, columns.stop - columns.start, 3), np.float32)
+    for patch in patches:
+        for output_format, encoder in encoders.items():
+            paste(pictures[output_format], patch.top, patch.left, encoder.encode(patch.pixels, patch.top, patch.left))
+        _paste_part(centre, patch, rows.start, columns.start)
+    return Rendering(encoders, pictures, torch.from_numpy(centre).permute(2, 0, 1))
+
+
 def write_outputs(
     patches: Iterable[Patch],
     height: int,
@@ -85,23 +163,23 @@ def write_outputs(
     source: Source,
     metadata: ImageMetadata,
     input_sha256: str,
+    lossiness: Lossiness = USUAL_LOSS,
 ) -> list[Written]:
     """Patches that cover a picture, in one pass, into files of one or several formats; each whole or not at all.
 
     patches  camera RGB in the raw's own pixels
     raises   ImageFileError for an output that cannot be written
     """
-    encoders = {output_format: ENCODERS[output_format](source, metadata) for output_format in outputs}
-    pictures = {f: np.empty((height, width, *encoder.channels), encoder.dtype) for f, encoder in encoders.items()}
-    for patch in patches:
-        for output_format, encoder in encoders.items():
-            paste(pictures[output_format], patch.top, patch.left, encoder.encode(patch.pixels, patch.top, patch.left))
-    written = []
-    for output_format, path in outputs.items():
-        encoders[output_format].write(Path(path), pictures.pop(output_format))
-        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        written.append(Written(output_format, str(path), digest, input_sha256))
-    return written
+    return written(render(patches, height, width, outputs, source, metadata, lossiness), outputs, input_sha256)
+
+
+def written(rendering: Rendering, outputs: Mapping[Format, str | Path], input_sha256: str) -> list[Written]:
+    """A rendering written, and what then lies there.
+
+    raises  ImageFileError for an output that cannot be written
+    """
+    rendering.write(outputs)
+    return [Written(f, str(path), _digest_of(path), input_sha256) for f, path in outputs.items()]
 
 
 class Encoder(ABC):
@@ -112,9 +190,10 @@ class Encoder(ABC):
     dtype: type
     channels: tuple[int, ...] = (3,)
 
-    def __init__(self, source: Source, metadata: ImageMetadata) -> None:
+    def __init__(self, source: Source, metadata: ImageMetadata, lossiness: Lossiness = USUAL_LOSS) -> None:
         self.source = source
         self.metadata = metadata
+        self.lossiness = lossiness
 
     @abstractmethod
     def encode(self, camera_rgb: Tensor, top: int, left: int) -> np.ndarray:
@@ -138,20 +217,36 @@ class LinearDng(Encoder):
 
 
 class CfaDng(Encoder):
-    """Mosaic DNG in the camera's own CFA, at 16 bits so that nothing denoised is rounded to the sensor's steps."""
+    """Mosaic DNG in the camera's own CFA and at its own levels, or at whole multiples of its steps: a sample that
+    nothing has changed is the same number again. Dithered, so that what was denoised does not fall into bands."""
 
     suffix, dtype, channels = ".dng", np.uint16, ()
 
+    @cached_property
+    def levels(self) -> tuple[np.ndarray, int]:
+        """Black by CFA site and white, in DN."""
+        if self.source.levels is None:
+            period = cfa_period(self.source.cfa)
+            return np.full((period, period), float(OUTPUT_BLACK)), OUTPUT_WHITE
+        return file_levels(*self.source.levels, room=OUTPUT_BLACK)
+
     def encode(self, camera_rgb: Tensor, top: int, left: int) -> np.ndarray:
-        phase = np.roll(np.array(list(self.source.cfa)).reshape(2, 2), (-top, -left), (0, 1))
-        return quantize(
-            sample_cfa(camera_rgb, "".join(phase.flat)) * (OUTPUT_WHITE - OUTPUT_BLACK) + OUTPUT_BLACK
-        ).numpy()
+        mosaic = sample_cfa(camera_rgb, shift_cfa(self.source.cfa, top, left))
+        black_level, white_level = self.levels
+        black_level = torch.from_numpy(np.roll(black_level, (-top, -left), (0, 1)).copy())
+        counts = denormalize_levels(mosaic, black_level, float(white_level))
+        height, width = counts.shape
+        return quantize(counts + dither(height, width, top, left)).numpy()
 
     def write(self, path: Path, picture: np.ndarray) -> None:
-        black = np.full((2, 2), float(OUTPUT_BLACK))
+        black_level, white_level = self.levels
         write_cfa_dng(
-            path, picture, cfa=self.source.cfa, black_level=black, white_level=OUTPUT_WHITE, metadata=self.metadata
+            path,
+            picture,
+            cfa=self.source.cfa,
+            black_level=black_level,
+            white_level=white_level,
+            metadata=self.metadata,
         )
 
 
@@ -174,6 +269,7 @@ class Exr(Encoder):
             "whiteBalance": "as shot" if self.source.as_shot_white_balance is not None else "none: unknown",
             "colorMatrix": "camera" if known else "none: unknown, camera RGB taken as linear sRGB",
             "denoisedBy": self.metadata.denoised_by or "",
+            "levels": self.metadata.levels or "",
         }
         write_exr(
             path,
@@ -217,7 +313,36 @@ class Png(_Developed):
         write_png(path, *self.upright(picture))
 
 
-ENCODERS: dict[Format, type[Encoder]] = {"dng": LinearDng, "cfa-dng": CfaDng, "exr": Exr, "tiff": Tiff, "png": Png}
+class Jpeg(_Developed):
+    suffix, dtype, code_values = ".jpg", np.uint8, 255
+
+    def write(self, path: Path, picture: np.ndarray) -> None:
+        write_jpeg(path, *self.upright(picture), quality=self.lossiness.jpeg_quality)
+
+
+class Jxl(_Developed):
+    """At 16 bits, from which JPEG XL keeps what its distance asks for."""
+
+    suffix, dtype, code_values = ".jxl", np.uint16, 65535
+
+    def write(self, path: Path, picture: np.ndarray) -> None:
+        write_jxl(path, *self.upright(picture), distance=self.lossiness.jxl_distance)
+
+
+ENCODERS: dict[Format, type[Encoder]] = {
+    "dng": LinearDng,
+    "cfa-dng": CfaDng,
+    "exr": Exr,
+    "tiff": Tiff,
+    "png": Png,
+    "jpeg": Jpeg,
+    "jxl": Jxl,
+}
+
+
+def bytes_per_pixel(formats: Iterable[Format]) -> int:
+    """What a `Rendering` holds of each pixel."""
+    return sum(np.dtype(e.dtype).itemsize * int(np.prod(e.channels)) for e in map(ENCODERS.__getitem__, formats))
 
 
 def exposure_of(raw: RawImage) -> float:
@@ -239,3 +364,17 @@ def paste(picture: np.ndarray, top: int, left: int, samples: np.ndarray) -> None
     """Put the samples of a patch where they belong."""
     height, width = samples.shape[:2]
     picture[top : top + height, left : left + width] = samples
+
+
+def _paste_part(picture: np.ndarray, patch: Patch, top: int, left: int) -> None:
+    """Put the part of a patch that lies in `picture`, whose own corner is at (top, left), where it belongs."""
+    height, width = picture.shape[:2]
+    y, x = patch.top - top, patch.left - left
+    part = patch.pixels[:, max(-y, 0) : max(height - y, 0), max(-x, 0) : max(width - x, 0)]
+    if part.numel():
+        paste(picture, max(y, 0), max(x, 0), part.permute(1, 2, 0).numpy())
+
+
+def _digest_of(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

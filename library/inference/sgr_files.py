@@ -12,13 +12,14 @@ import numpy as np
 from library.entropy.coders import CoderName
 from library.errors import ConfigError, ImageFileError
 from library.files.metadata import ImageMetadata
-from library.files.raw import read_raw
+from library.files.raw import RawImage, read_raw
 from library.files.sgr.container import SgrFile
 from library.inference.codec import DEFAULT_TILE, CodecEngine, Encoded
 from library.inference.denoise import denoised_mosaic
 from library.inference.engine import Engine
 from library.inference.outputs import Format, Written, write_outputs
 from library.inference.subjects import subject_of_picture, subject_of_raw
+from library.ops.cfa import shift_cfa
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,22 @@ def encode_file(
     return encoded
 
 
+def encode_raw(
+    raw: RawImage, output: str | Path, engine: CodecEngine, *, quality: int | None, bpp: float | None, strength: float
+) -> Encoded:
+    """Compress a raw that is read already; see `CodecEngine.encode`.
+
+    raises  ConfigError for what this codec cannot do
+    """
+    if engine.model.in_channels != 4:
+        raise ConfigError(
+            f"{raw.path} is a raw, and the codec takes pictures of {engine.model.in_channels} channels: use a codec of "
+            "raws"
+        )
+    subject = subject_of_raw(raw, engine.side)
+    return engine.encode(subject, output, quality=quality, bpp=bpp, strength=strength)
+
+
 @dataclass(frozen=True)
 class _FileSource:
     """What an `.sgr` says for the outputs made of it."""
@@ -87,6 +104,8 @@ class _FileSource:
     as_shot_white_balance: np.ndarray | None
     xyz_to_camera: np.ndarray | None
     exposure_ev: float
+    levels: None = None
+    """A codec does not keep a sensor's steps."""
 
 
 def decode_file(
@@ -163,7 +182,7 @@ def describe_file(path: str | Path, *, check: bool = False) -> dict[str, Any]:
 
 def _cfa_from(cfa: str, top: int, left: int) -> str:
     """The letters of a mosaic that begins at (top, left) of one with `cfa`."""
-    return "".join(np.roll(np.array(list(cfa)).reshape(2, 2), (-top, -left), (0, 1)).flat) if cfa else ""
+    return shift_cfa(cfa, top, left) if cfa else ""
 
 
 def _refuse_overwriting(path: str | Path, outputs: Iterable[str | Path]) -> None:

@@ -72,7 +72,8 @@ class Subject:
 
 
 def subject_of_raw(raw: RawImage, side: int) -> Subject:
-    """A raw, padded to start at R and to multiples of `side` photosites."""
+    """A raw, padded to start at R and to multiples of `side` photosites. Raises `RawFileError` for X-Trans."""
+    raw.require_bayer("codecs of raws take Bayer ones: denoise it to EXR or TIFF, and use a codec of pictures")
     mosaic = _padded(pad_to_rggb(torch.from_numpy(raw.mosaic), raw.cfa), side)
     black_level = torch.from_numpy(np.roll(raw.black_level, rggb_offset(raw.cfa), (0, 1)))
     return Subject(

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
-import yaml
-from ray.util.state import list_actors
 
 from library.bundle import load_bundle
 from library.codec_bundle import load_codec, write_codec_bundle
@@ -27,13 +19,14 @@ from library.files.dng import write_cfa_dng
 from library.files.metadata import ImageMetadata
 from library.inference.archive import Product, Summary, denoise_files, jobs_of
 from library.inference.archive_events import FILE, read_events
-from library.inference.archive_status import archive_status
 from library.inference.codec import CodecEngine
 from library.inference.denoise import denoise_file
 from library.inference.engine import Engine
 from library.inference.ledger import Ledger
+from library.inference.outputs import Lossiness
 from library.inference.sgr_files import encode_file
 from workloads import infer
+from workloads.archives.page import PAGE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,8 +50,9 @@ def run(archive: Path, bundle: Path, output: Path, **changes: object) -> Summary
 
 
 def files_below(folder: Path) -> dict[str, str]:
-    """Path -> SHA-256 of every file that is neither ledger nor log."""
-    paths = [p for p in folder.rglob("*") if p.is_file() and ".stillgrain" not in p.parts and p.name != FILE]
+    """Path -> SHA-256 of every file that is neither ledger, nor log, nor page."""
+    own = (FILE, PAGE)
+    paths = [p for p in folder.rglob("*") if p.is_file() and ".stillgrain" not in p.parts and p.name not in own]
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
 
 
@@ -164,61 +158,59 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, "the run ended before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+@pytest.mark.slow
+def test_raws_in_a_bucket_are_developed_as_a_file_is(
+    ray_cluster: str, s3: str, raw_dng: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    with fsspec.open(f"{s3}/raws/photo.dng", "wb") as file:
+        file.write(raw_dng.read_bytes())  # pyright: ignore[reportAttributeAccessIssue]
+    settings = {"raws": f"{s3}/raws", "output": str(tmp_path / "out"), "bundle": str(small_bundle)}
+    config = validate(
+        infer.Config, {**settings, "formats": ["jpeg", "jxl"], "jpeg_quality": 80, "scaling": {"workers": 1}}, "test"
+    )
+    assert infer.run(config).done == 1
+    assert infer.run(config).skipped == 1
+    outputs = {"jpeg": tmp_path / "alone" / "photo.jpg", "jxl": tmp_path / "alone" / "photo.jxl"}
+    denoise_file(raw_dng, outputs, Engine(load_bundle(small_bundle)), Lossiness(jpeg_quality=80))
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "alone")
+    assert files_below(tmp_path / "alone").keys() == {"photo.jpg", "photo.jxl"}
 
 
 @pytest.mark.slow
-def test_after_an_actor_and_the_driver_were_killed_the_same_files_are_there_as_without_kills(
-    ray_cluster: str, small_bundle: Path, tmp_path: Path
+def test_a_file_that_wants_more_than_decoding_may_take_harms_only_itself(
+    ray_cluster: str, archive: Path, small_bundle: Path, tmp_path: Path
 ) -> None:
-    raws, output = tmp_path / "raws", tmp_path / "out"
-    for number in range(24):
-        mosaic = np.random.default_rng(number).integers(600, 9000, (400, 400)).astype(np.uint16)
-        levels = {"black_level": np.full((2, 2), 512.0), "white_level": 16383}
-        write_cfa_dng(raws / f"{number:02}.dng", mosaic, cfa="RGGB", metadata=ImageMetadata(), **levels)
-    shutil.copy(raws / "00.dng", raws / "twin.dng")
+    """Actors decode in a process of its own, which has limits."""
+    mosaic, black_level = np.full((2400, 3200), 700, np.uint16), np.full((2, 2), 512.0)
+    metadata = ImageMetadata()
+    write_cfa_dng(
+        archive / "large.dng", mosaic, cfa="RGGB", black_level=black_level, white_level=16383, metadata=metadata
+    )
+    settings = {"formats": ["png"], "decoding": {"memory_gb": 0.01}, "scaling": {"workers": 1}}
+    summary = run(archive, small_bundle, tmp_path / "out", **settings)
+    assert (summary.done, len(summary.failures)) == (2, 2)
+    assert "10 MiB that decoding a file may take" in summary.failures[str(archive / "large.dng")]
+    assert files_below(tmp_path / "out").keys() == {"a.png", "trip/day 1/b.png"}
+
+
+def test_a_file_that_was_not_decoded_in_time_is_not_given_up_for_good(small_bundle: Path, tmp_path: Path) -> None:
+    """It may have been the machine's fault; what a damaged file meets is the file's own."""
+    mosaic, black_level = np.full((1200, 1600), 700, np.uint16), np.full((2, 2), 512.0)
+    raws, metadata = tmp_path / "raws", ImageMetadata()
+    write_cfa_dng(raws / "a.dng", mosaic, cfa="RGGB", black_level=black_level, white_level=16383, metadata=metadata)
     (raws / "bad.dng").write_bytes(b"II*\0 cut off")
-    settings = {"workload": "infer", "raws": str(raws), "output": str(output), "bundle": str(small_bundle)}
-    (tmp_path / "infer.yaml").write_text(yaml.safe_dump(settings))
-
-    def num_ended() -> int:
-        return sum(event["event"] in ("done", "failed") for event in read_events(output))
-
-    def workers() -> list[int]:
-        """The processes of the run's actors, which load for a while before their first file."""
-        alive = [("state", "=", "ALIVE"), ("class_name", "=", "_Worker")]
-        return [actor.pid for actor in list_actors(ray_cluster, filters=alive, detail=True)]
-
-    command = [sys.executable, "-m", "stillgrain", "run", str(tmp_path / "infer.yaml")]
-    driver = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "RAY_ADDRESS": ray_cluster})
-    try:
-        wait_for(lambda: len(workers()) == 2, driver)
-        pid = workers()[0]
-        wait_for(lambda: num_ended() >= 1, driver)
-        os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: num_ended() >= 4, driver)
-    finally:
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-    num_before = num_ended()
-    assert num_before < 26
-
-    summary = run(raws, small_bundle, output, formats=["dng"])
-    assert (summary.done + summary.skipped, len(summary.failures)) == (25, 1)
-    assert summary.skipped >= num_before - 1
-    engine = Engine(load_bundle(small_bundle))
-    for raw in sorted(raws.glob("[0-9]*.dng")):
-        denoise_file(raw, {"dng": tmp_path / "alone" / raw.name}, engine)
-    shutil.copy(tmp_path / "alone" / "00.dng", tmp_path / "alone" / "twin.dng")
-    assert files_below(output) == files_below(tmp_path / "alone")
-    assert not (output / ".stillgrain" / "staging").exists()
-    status = archive_status(output)
-    assert (status.done, status.failed, status.quarantined, status.waiting) == (25, 1, 0, 0)
+    places = {"raws": str(raws), "output": str(tmp_path / "out"), "bundle": str(small_bundle)}
+    results = {}
+    for seconds in (1e-4, 60.0):
+        config = validate(infer.Config, {**places, "decoding": {"seconds": seconds}}, "test")
+        (tmp_path / "staging").mkdir(exist_ok=True)
+        maker = infer.Maker(config.model_dump(mode="json"), str(tmp_path / "staging"))
+        for job in jobs_of([raws], tmp_path / "out", ["dng"]):
+            results[seconds, Path(job.raw).name] = maker.process(job)
+    late, damaged = results[1e-4, "a.dng"], results[60.0, "bad.dng"]
+    assert "was not decoded within" in (late.error or "")
+    assert (late.lasting, damaged.lasting) == (False, True)
+    assert results[60.0, "a.dng"].outputs.keys() == {"dng"}
 
 
 @pytest.mark.slow
@@ -244,13 +236,26 @@ def test_what_changes_an_output_is_new_work_and_what_does_not_is_none() -> None:
     sgr = {"formats": ["sgr"]}
     ours = [
         *(product(), product(precision="bf16"), product(precision="bf16", tile=256)),
+        *(product(strength=0.5), product(luma=0.5), product(chroma=0.5), product(ensemble=True)),
+        *(product(backend="onnx"), product(backend="openvino"), product(backend="openvino", precision="bf16")),
         *(product(**sgr, quality=20), product(**sgr, quality=21), product(**sgr, quality=20, strength=0.5)),
         *(product(**sgr, bpp=20.0), product(**sgr, bpp=1.0)),
     ]
     assert len({p.key("a", "dng") for p in ours}) == len(ours)
-    same = [product(tile=256), product(scaling={"workers": 1}), product(name="{stem}.{ext}"), product(verify=True)]
+    same = [product(tile=256), product(tile="auto", chroma=1.0), product(scaling={"memory_gb": 1.0})]
+    same += [product(scaling={"workers": 1}), product(name="{stem}.{ext}"), product(verify=True)]
     assert {p.key("a", "dng") for p in same} == {product().key("a", "dng")}
     assert product().key("a", "dng") != product().key("a", "exr") != product().key("b", "exr")
+    # What only one format has changes that one alone.
+    lossy = product(jpeg_quality=50, jxl_distance=2.0)
+    assert lossy.key("a", "dng") == product().key("a", "dng")
+    assert lossy.key("a", "jpeg") != product().key("a", "jpeg")
+    assert lossy.key("a", "jxl") != product().key("a", "jxl")
+
+
+def test_an_object_store_as_output_is_refused_with_the_reason(archive: Path, small_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="no object store has: give a folder"):
+        validate(infer.Config, {"raws": str(archive), "output": "s3://b/out", "bundle": str(small_bundle)}, "test")
 
 
 @pytest.mark.parametrize(
@@ -259,10 +264,10 @@ def test_what_changes_an_output_is_new_work_and_what_does_not_is_none() -> None:
         ({"formats": ["sgr", "dng"], "quality": 20}, "run them apart"),
         ({"formats": ["sgr"]}, "either quality"),
         ({"formats": ["sgr"], "quality": 20, "bpp": 1.0}, "either quality"),
-        ({"strength": 0.5}, "settings of a codec"),
+        ({"bpp": 2.0}, "settings of a codec"),
         ({"formats": ["sgr"], "quality": 20}, "a denoiser's, which makes no sgr"),
         ({"name": "{stem}_{isoo}.{ext}"}, "unknown field 'isoo'"),
-        ({"raws": ["s3://photos/2024"]}, "is a URI"),
+        ({"jpeg_quality": 0}, "jpeg_quality"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused_before_anything_is_written(

@@ -112,12 +112,14 @@ def test_items_are_read_no_further_ahead_than_the_workers_need():
             read += 1
             yield read
 
-    outcomes = run(endless())
-    for num_yielded in range(1, 30):
-        next(outcomes)
-        # Two in the workers' hands, and of two that finished at once the second is still to be yielded.
-        assert read <= num_yielded + 3
-    outcomes.close()
+    for items_per_worker in (1, 2):
+        read = 0
+        outcomes = run(endless(), items_per_worker=items_per_worker)
+        for num_yielded in range(1, 30):
+            next(outcomes)
+            # In the workers' hands; and of those that finished at once, all but the first are still to be yielded.
+            assert read <= num_yielded + 4 * items_per_worker - 1
+        outcomes.close()
 
 
 def test_no_more_workers_start_than_there_are_items():
@@ -206,6 +208,34 @@ def test_a_node_that_goes_down_costs_its_item_no_attempt(tmp_path: Path, ray_clu
             node.wait()
     assert [(o.status, o.attempts) for o in outcomes] == [("done", 1)]
     assert len(nodes) == 2
+
+
+class Meets:
+    """Its items wait for each other, in pairs."""
+
+    def __init__(self) -> None:
+        self.meeting = threading.Barrier(2)
+
+    def process(self, item: int) -> int:
+        self.meeting.wait(60)
+        return item
+
+
+def test_a_worker_with_several_items_in_hand_does_them_side_by_side():
+    outcomes = list(run(range(6), Meets, num_workers=1, items_per_worker=2))
+    assert {(o.item, o.status, o.attempts) for o in outcomes} == {(n, "done", 1) for n in range(6)}
+
+
+def test_items_beside_one_that_takes_their_worker_down_lose_nothing():
+    """Whichever of them it was, each is tried again by itself, so that only the guilty one is found guilty."""
+    items = [0, "crash", 1, "hang", 2, 3, "bug", 4]
+    outcomes = {o.item: o for o in run(items, num_workers=1, items_per_worker=3, time_limit_s=1.5)}
+    assert {n: (outcomes[n].status, outcomes[n].attempts) for n in range(5)} == dict.fromkeys(range(5), ("done", 1))
+    assert {word: (outcomes[word].status, outcomes[word].attempts) for word in ("crash", "hang", "bug")} == {
+        "crash": ("quarantined", 2),
+        "hang": ("quarantined", 2),
+        "bug": ("failed", 2),
+    }
 
 
 def test_what_loading_raises_comes_out_as_it_was_raised():

@@ -14,7 +14,7 @@ from library.errors import BundleError, ConfigError
 from library.export.dtmodel import export_dtmodel
 from library.export.dtpackage import read_dtmodel
 from library.export.export import export_bundle
-from library.export.onnx import onnx_session
+from library.inference.backends.onnx import onnx_session
 
 
 def config_of(path: Path) -> dict:

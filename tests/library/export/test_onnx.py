@@ -15,8 +15,10 @@ from torch import Tensor
 from library.bundle import Bundle
 from library.errors import BundleError, ConfigError
 from library.export.export import export_bundle
-from library.export.onnx import check_onnx, export_onnx, onnx_session, sized_graph
+from library.export.onnx import check_onnx, export_onnx
 from library.files.raw import read_raw
+from library.inference.backends.graph import sized_graph
+from library.inference.backends.onnx import onnx_session
 from library.inference.denoise import denoise_raw
 from library.inference.engine import Engine
 from library.inference.onnx_denoiser import OnnxDenoiser

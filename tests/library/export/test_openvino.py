@@ -10,8 +10,8 @@ import torch
 
 from library.bundle import Bundle
 from library.export.export import export_bundle
-from library.export.openvino import openvino_session
-from library.export.packages import package
+from library.inference.backends.openvino import openvino_session
+from library.inference.backends.packages import package
 
 
 @pytest.mark.parametrize("tile", [None, 24])
@@ -31,7 +31,8 @@ def test_the_folder_computes_what_the_network_does(tiny: Bundle, tmp_path: Path,
 
 
 def test_nothing_that_reports_to_its_makers_is_imported() -> None:
-    words = "import sys; from library.export.packages import package; package('openvino'); print(*sys.modules)"
+    words = "import sys; from library.inference.backends.packages import package; package('openvino')"
+    words += "; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True).stdout.split()
     assert "openvino.tools.ovc" in loaded
     assert not [name for name in loaded if name.partition(".")[0] == "openvino_telemetry"]

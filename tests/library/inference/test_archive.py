@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import random
+import re
 import shutil
 import signal
 import struct
@@ -22,11 +24,12 @@ import torch
 from library.bundle import load_bundle
 from library.files.dng import write_cfa_dng
 from library.files.metadata import ImageMetadata
+from library.files.raw import RawImage, read_raw
 from library.inference.archive import Archive, Product, Summary, jobs_of, one_after_another
 from library.inference.archive_events import FILE, Events, read_events
 from library.inference.archive_names import ArchiveFormat, Job
 from library.inference.archive_status import archive_status
-from library.inference.archive_work import Make, Result, denoising
+from library.inference.archive_work import Made, Make, Result, denoising
 from library.inference.engine import Engine
 from library.inference.ledger import Ledger, Status
 
@@ -59,6 +62,7 @@ def run(
     engine: Engine,
     *,
     formats: tuple[ArchiveFormat, ...] = ("dng",),
+    read: Callable[[Path], RawImage] = read_raw,
     make: Make | None = None,
     product: Product | None = None,
     link: bool | None = True,
@@ -69,14 +73,17 @@ def run(
     summary = Summary(output)
     with Ledger.open(output) as ledger, Events.open(output) as events:
         archive = Archive(ledger, product or Product.of_denoiser(engine), summary, events, link=link)
-        archive.run(jobs_of([raws], output, formats), one_after_another(make or denoising(engine)), **options)
+        archive.run(
+            jobs_of([raws], output, formats), one_after_another(make or denoising(engine, read=read)), **options
+        )
     return summary
 
 
 def outputs(raws: Path) -> dict[str, str]:
-    """Path -> SHA-256 of all that is in the output folder, but for ledger and events."""
+    """Path -> SHA-256 of all that is in the output folder, but for ledger, events and samples."""
     folder = raws.with_name("out")
-    own = {folder / FILE, *((folder / ".stillgrain") / f"ledger.{end}" for end in ("sqlite", "lock"))}
+    names = ("ledger.sqlite", "ledger.lock", "samples.json")
+    own = {folder / FILE, *(folder / ".stillgrain" / name for name in names)}
     paths = [path for path in folder.rglob("*") if path.is_file() and path not in own]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
@@ -171,17 +178,17 @@ def test_a_raw_that_failed_by_its_own_fault_is_tried_again_when_it_changed_or_wh
     (raws / "bad.dng").write_bytes(b"II*\0 cut off")
     tried: list[str] = []
 
-    def make(raw: str, targets: Mapping[ArchiveFormat, Path]) -> str:
-        tried.append(Path(raw).name)
-        return denoising(engine)(raw, targets)
+    def read(path: Path) -> RawImage:
+        tried.append(path.name)
+        return read_raw(path)
 
-    first = run(raws, engine, make=make)
+    first = run(raws, engine, read=read)
     assert counts(first) == (3, 0, 1)
     tried.clear()
-    again = run(raws, engine, make=make)
+    again = run(raws, engine, read=read)
     assert (counts(again), again.failures, again.remembered) == ((0, 3, 1), first.failures, 1)
     assert tried == []
-    assert counts(run(raws, engine, make=make, retry_failed=True)) == (0, 3, 1)
+    assert counts(run(raws, engine, read=read, retry_failed=True)) == (0, 3, 1)
     assert tried == ["bad.dng"]
     write_raw(raws / "bad.dng", seed=9)
     assert counts(run(raws, engine)) == (1, 3, 0)
@@ -198,11 +205,11 @@ def test_equal_raws_are_computed_once_and_share_a_file_or_get_copies(
     shutil.copy(raws / "a.dng", raws / "z.dng")
     made: list[str] = []
 
-    def make(raw: str, targets: Mapping[ArchiveFormat, Path]) -> str:
-        made.append(Path(raw).name)
-        return denoising(engine)(raw, targets)
+    def read(path: Path) -> RawImage:
+        made.append(path.name)
+        return read_raw(path)
 
-    assert counts(run(raws, engine, make=make, link=link)) == (5, 0, 0)
+    assert counts(run(raws, engine, read=read, link=link)) == (5, 0, 0)
     same = [raws.with_name("out") / name for name in ("a.dng", "trip/a.dng", "z.dng")]
     assert len(made) == (5 if link is None else 3)
     assert len({path.stat().st_ino for path in same}) == (1 if link else 3)
@@ -211,7 +218,7 @@ def test_equal_raws_are_computed_once_and_share_a_file_or_get_copies(
     assert counts(run(raws, engine, link=link)) == (0, 5, 0)
     made.clear()
     other = Product("d" * 64, Product.of_denoiser(engine).settings)
-    assert counts(run(raws, engine, make=make, product=other, link=link)) == (5, 0, 0)  # their digests are known by now
+    assert counts(run(raws, engine, read=read, product=other, link=link)) == (5, 0, 0)  # their digests are known by now
     assert len(made) == (5 if link is None else 3)
 
 
@@ -220,10 +227,10 @@ def test_a_raw_that_was_moved_takes_its_output_along(raws: Path, engine: Engine)
     before = outputs(raws)["a.dng"]
     (raws / "a.dng").rename(raws / "trip" / "moved.dng")
 
-    def make(raw: str, targets: Mapping[ArchiveFormat, Path]) -> str:
-        raise AssertionError(f"{raw} was computed again")
+    def read(path: Path) -> RawImage:
+        raise AssertionError(f"{path} was computed again")
 
-    summary = run(raws, engine, make=make)
+    summary = run(raws, engine, read=read)
     assert (counts(summary), summary.linked) == ((1, 2, 0), 1)
     assert outputs(raws)["trip/moved.dng"] == before
 
@@ -234,13 +241,13 @@ def test_a_raw_whose_twin_fails_is_tried_only_if_the_bytes_are_not_at_fault(raws
         (raws / name).write_bytes(b"II*\0 cut off")
     tried: list[str] = []
 
-    def make(raw: str, targets: Mapping[ArchiveFormat, Path]) -> str:
-        tried.append(Path(raw).name)
+    def read(path: Path) -> RawImage:
+        tried.append(path.name)
         if tried[-1] == "a.dng":
-            Path(raw).unlink()  # while it is read
-        return denoising(engine)(raw, targets)
+            path.unlink()  # while it is read
+        return read_raw(path)
 
-    summary = run(raws, engine, make=make)
+    summary = run(raws, engine, read=read)
     assert tried == ["a.dng", "bad1.dng", "b.dng", "c.dng", "z.dng"]
     assert counts(summary) == (3, 0, 3)
     assert "does not exist" in summary.failures[str(raws / "a.dng")]
@@ -272,12 +279,12 @@ def remove(raw: str) -> None:
 def test_a_raw_that_changes_while_it_is_read_fails_and_nothing_is_written(
     disturb: Callable[[str], None], raws: Path, engine: Engine
 ) -> None:
-    def make(raw: str, targets: Mapping[ArchiveFormat, Path]) -> str:
-        if raw.endswith("b.dng"):
-            disturb(raw)
-        return denoising(engine)(raw, targets)
+    def read(path: Path) -> RawImage:
+        if path.name == "b.dng":
+            disturb(str(path))
+        return read_raw(path)
 
-    summary = run(raws, engine, make=make)
+    summary = run(raws, engine, read=read)
     assert counts(summary) == (2, 0, 1)
     assert ("does not exist" if disturb is remove else "changed while it was read") in next(
         iter(summary.failures.values())
@@ -338,12 +345,12 @@ def test_a_folder_that_takes_no_files_costs_those_that_belong_there_alone(raws: 
 def test_too_little_memory_costs_that_image_alone_which_is_tried_again(
     allocate: Callable[[int], Any], raws: Path, engine: Engine
 ) -> None:
-    def make(raw: str, targets: Mapping[ArchiveFormat, Path]) -> str:
-        if raw.endswith("a.dng"):
+    def read(path: Path) -> RawImage:
+        if path.name == "a.dng":
             allocate(2**50)  # as the network would, with an image of this size
-        return denoising(engine)(raw, targets)
+        return read_raw(path)
 
-    summary = run(raws, engine, make=make)
+    summary = run(raws, engine, read=read)
     assert counts(summary) == (2, 0, 1)
     assert "a.dng: needs more memory than there is" in summary.failures[str(raws / "a.dng")]
     assert counts(run(raws, engine)) == (1, 2, 0)
@@ -374,6 +381,7 @@ import resource, signal, sys
 from pathlib import Path
 import torch
 from library.bundle import load_bundle
+from library.errors import DataError
 from library.inference.engine import Engine
 sys.path.append({tests!r})
 from test_archive import run
@@ -384,7 +392,10 @@ if {limit}:
     resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 print("ready", flush=True)
-print(run(Path({raws!r}), engine, formats=("dng", "exr")))
+try:
+    print(run(Path({raws!r}), engine, formats=("dng", "exr")))
+except DataError as error:
+    print(error)
 """
 
 
@@ -405,6 +416,46 @@ def test_a_full_disk_costs_what_does_not_fit_and_is_made_up_for_later(
     assert "large.dng" in report
     assert not [name for name in outputs(raws) if "large" in name or ".tmp" in name or "staging" in name]
     assert counts(run(raws, engine, formats=("dng", "exr"))) == (1, 3, 0)
+
+
+def on_a_disk(folder: Path, options: str, code: str) -> list[str]:
+    """What Python code prints for which a folder is a disk of its own."""
+    folder.mkdir()
+    mount = f"mount -t tmpfs -o {options} none '{folder}'"
+    can = ["unshare", "-rm", "sh", "-c", mount]
+    if shutil.which("unshare") is None or subprocess.run(can, capture_output=True, check=False).returncode:
+        pytest.skip("needs a system where a process may mount a disk for itself (unshare -rm)")
+    shell = f'{mount} && exec "$0" -c "$1"'
+    command = ["unshare", "-rm", "sh", "-c", shell, sys.executable, code]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.splitlines()
+
+
+def test_a_disk_that_takes_nothing_more_ends_the_run_with_one_line(raws: Path, small_bundle: Path) -> None:
+    for seed in range(10, 40):
+        write_raw(raws / f"{seed}.dng", seed)
+    code = CHILD.format(tests=str(Path(__file__).parent), bundle=str(small_bundle), raws=str(raws), limit=0)
+    said = on_a_disk(raws.with_name("out"), "size=900k", code)
+    assert len(said) == 2, said  # "ready" is the first
+    assert "takes nothing more, since its disk is full or read-only: make room, and the same command goes on" in said[1]
+    assert re.search(r"\(([1-9]|1\d|2\d) files were done\)", said[1])
+
+
+OPENS = """
+from pathlib import Path
+from library.errors import DataError
+from library.inference.ledger import Ledger
+try:
+    with Ledger.open(Path({folder!r})):
+        print("opened")
+except DataError as error:
+    print(error)
+"""
+
+
+def test_a_read_only_disk_is_refused_with_one_line_before_anything_is_computed(tmp_path: Path) -> None:
+    said = on_a_disk(tmp_path / "out", "ro", OPENS.format(folder=str(tmp_path / "out")))
+    assert len(said) == 1, said
+    assert "cannot be written (Read-only file system): choose another output folder" in said[0]
 
 
 def test_whenever_the_process_is_killed_the_next_run_ends_with_the_same_files(
@@ -447,13 +498,15 @@ def test_a_file_that_a_killed_run_had_just_written_is_known_as_its_own(raws: Pat
 
 
 def test_a_worker_of_a_dead_run_can_no_longer_put_its_file_into_place(raws: Path, engine: Engine) -> None:
-    def make(raw: str, targets: Mapping[ArchiveFormat, Path]) -> str:
-        if raw.endswith("a.dng"):
+    make = denoising(engine)
+
+    def compute(raw: RawImage, targets: Mapping[ArchiveFormat, Path]) -> Made:
+        if raw.path.endswith("a.dng"):
             shutil.rmtree(raws.with_name("out") / ".stillgrain" / "staging")  # as the next run does
             next(iter(targets.values())).parent.parent.mkdir(parents=True)
-        return denoising(engine)(raw, targets)
+        return make.compute(raw, targets)
 
-    summary = run(raws, engine, make=make)
+    summary = run(raws, engine, make=dataclasses.replace(make, compute=compute))
     assert counts(summary) == (2, 0, 1)
     assert outputs(raws).keys() == {"trip/b.dng", "trip/c.dng"}
 

@@ -26,12 +26,13 @@ from library.files.dng import write_cfa_dng
 from library.files.exr import read_exr
 from library.files.metadata import ImageMetadata
 from library.files.picture import write_png
-from library.files.raw import BAYER_PHASES, read_raw
+from library.files.raw import read_raw
 from library.files.sgr.container import DamagedTileError, SgrFile, TileRecord, write_sgr
 from library.inference.codec import CodecEngine, Encoded
 from library.inference.outputs import ENCODERS, Format, Written
 from library.inference.sgr_files import decode_file, describe_file, encode_file, format_of, parse_region
 from library.models.blocks.codec import Conditions
+from library.ops.cfa import BAYER_PHASES
 from library.ops.develop import camera_rgb_to_balanced_lin_rec2020
 from tests.benchmarks.bench_fuzz_sgr import judge, mutants
 from workloads import compress

@@ -73,9 +73,13 @@ def test_a_cfa_dng_holds_the_picture_sampled_by_the_cameras_own_cfa(
     dng = read_raw(written["cfa-dng"].path)
     assert (dng.cfa, dng.mosaic.shape) == (raw.cfa, raw.mosaic.shape)
     expected = sample_cfa(torch.from_numpy(picture).permute(2, 0, 1), raw.cfa).numpy()
-    inside = (expected > -1024 / LEVELS) & (expected < 1)
-    values = (dng.mosaic - 1024.0) / LEVELS
-    np.testing.assert_allclose(values[inside], expected[inside], atol=0.51 / LEVELS)
+    assert (dng.black_level == raw.black_level).all()
+    assert dng.white_level == raw.white_level
+    steps = raw.white_level - raw.black_level[0, 0]
+    inside = (expected > -raw.black_level[0, 0] / steps) & (expected < 1)
+    values = (dng.mosaic - raw.black_level[0, 0]) / steps
+    np.testing.assert_allclose(values[inside], expected[inside], atol=1 / steps)  # dithered
+    assert abs((values - expected)[inside].mean()) < 0.02 / steps
 
 
 def test_a_dng_keeps_what_the_camera_said_and_says_who_denoised_it(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +11,17 @@ import torch
 from library.bundle import Bundle, OutputGain, load_bundle, write_bundle
 from library.errors import BundleError, ConfigError, RawFileError
 from library.files.raw import RawImage, read_raw
+from library.inference.archive import denoiser_settings
 from library.inference.denoise import denoise_raw
-from library.inference.engine import Engine
+from library.inference.engine import FORMS, SMALLEST_TILE, Engine, Form
+from library.inference.strength import Strength
 from library.inference.verify import verify_tiling
-from library.models import nafnet, unet
+from library.models import demosaic, nafnet, unet
 from library.models.blocks.image_model import ModelConfig
 from library.ops.cfa import BAYER_PHASES, mirror_pad, pack_cfa, pad_to_rggb, sample_cfa
 from library.ops.demosaic import demosaic_bilinear
 from library.ops.levels import normalize_levels
+from library.ops.tiles import Span
 
 MODELS = {"nafnet": nafnet.Config(width=8), "unet": unet.Config(funit=8)}
 
@@ -139,23 +143,123 @@ def test_tiny_raws_work(raw: RawImage, bundle: Bundle, size: tuple[int, int]) ->
     assert np.isfinite(picture).all()
 
 
-def test_bf16_is_close(bundle: Bundle, raw: RawImage, mosaic: np.ndarray) -> None:
+def test_bf16_is_close_and_the_engine_says_how_close(raw: RawImage, mosaic: np.ndarray, tmp_path: Path) -> None:
+    bundle = bundle_of(MODELS["nafnet"], tmp_path, noise=0.05)
     image = raw_of(mosaic[:128, :160], raw)
-    exact = denoise_raw(image, Engine(bundle))
-    np.testing.assert_allclose(
-        denoise_raw(image, Engine(bundle, precision="bf16")), exact, atol=0.1 * np.abs(exact).max()
-    )
+    exact, engine = denoise_raw(image, Engine(bundle)), Engine(bundle, precision="bf16")
+    found = denoise_raw(image, engine)
+    assert 0 < np.abs(found - exact).max() < 0.1 * np.abs(exact).max()
+    assert "torch in bf16 on cpu reproduces the golden tiles but for" in str(engine.opened)
+    assert "lightness L*" in str(engine.opened)
 
 
-def test_an_rgb_denoiser_is_refused_for_raws(tmp_path: Path) -> None:
-    rgb = bundle_of(unet.Config(funit=2, in_channels=3, head="plain"), tmp_path, noise=0.0)
-    with pytest.raises(BundleError, match=r"takes 3 channels, .* use a raw denoiser's bundle"):
-        Engine(rgb)
+def test_bf16_that_would_be_seen_is_refused(tmp_path: Path) -> None:
+    """A U-Net of random weights adds up in half precision what no demosaic corrects."""
+    bundle = bundle_of(MODELS["unet"], tmp_path, noise=0.05)
+    with pytest.raises(
+        BundleError, match=r"torch in bf16 on cpu does not .* by [\d.]+ of lightness .* \(1 is allowed\)"
+    ):
+        Engine(bundle, precision="bf16")
+
+
+def test_a_raw_without_a_bayer_cfa_is_refused_in_words(bundle: Bundle, raw: RawImage) -> None:
+    xtrans = replace(raw, cfa="GBGGRGRGRBGBGBGGRGGRGGBGBGBRGRGRGGBG", black_level=np.zeros((6, 6), np.float32))
+    with pytest.raises(RawFileError, match="is no Bayer raw, and this bundle takes the four planes of one"):
+        Engine(bundle).camera_rgb(xtrans)
 
 
 def test_a_tile_so_small_that_rounding_would_depend_on_it_is_refused(bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="tile is 64, but must be at least 96"):
         Engine(bundle, tile=64)
+
+
+# --- tiles as memory allows -------------------------------------------------------------------------------------------
+
+
+def test_an_automatic_tile_is_the_whole_image_where_it_fits_and_changes_no_bit_where_it_does_not(
+    bundle: Bundle, raw: RawImage, mosaic: np.ndarray
+) -> None:
+    image = raw_of(mosaic, raw)
+    roomy, tight = Engine(bundle), Engine(bundle, memory=2**20)
+    sides = 2 * roomy.tile_of(image), 2 * tight.tile_of(image)
+    assert sides[0] >= max(mosaic.shape) > sides[1]
+    assert sides[1] >= 2 * SMALLEST_TILE
+    np.testing.assert_array_equal(denoise_raw(image, tight), denoise_raw(image, roomy))
+
+
+def test_where_a_tile_shows_in_the_result_it_does_not_depend_on_memory(raw: RawImage, tmp_path: Path) -> None:
+    bundle = bundle_of(MODELS["nafnet"], tmp_path, noise=0.05)
+    tiles = {Engine(bundle, precision="bf16", memory=memory).tile_of(raw) for memory in (2**20, 2**36)}
+    assert tiles == {512}
+
+
+def test_an_output_is_named_by_all_that_shows_in_it_and_by_nothing_else() -> None:
+    """What was the only way when archives were made first is still called the same."""
+    assert denoiser_settings("fp32", "auto") == denoiser_settings("fp32", 256) == {"precision": "fp32"}
+    assert denoiser_settings("bf16", "auto") == {"precision": "bf16", "tile": 512}
+    others = [
+        denoiser_settings("bf16", 256),
+        denoiser_settings("fp32", "auto", backend="onnx"),
+        denoiser_settings("fp32", 256, backend="onnx"),
+        denoiser_settings("fp32", "auto", backend="openvino"),
+        denoiser_settings("bf16", "auto", backend="openvino"),
+        denoiser_settings("fp32", "auto", ensemble=True),
+        denoiser_settings("fp32", "auto", strength=Strength(0.5, 1.0)),
+        denoiser_settings("fp32", "auto", strength=Strength(1.0, 0.5)),
+        denoiser_settings("fp32", "auto", strength=Strength(0.5, 0.5)),
+    ]
+    assert len({str(sorted(settings.items())) for settings in others}) == len(others)
+
+
+# --- self-ensemble ----------------------------------------------------------------------------------------------------
+
+
+def demosaic_engine(folder: Path, **settings: Any) -> Engine:
+    """The bilinear demosaic, which commutes with every symmetry of the square."""
+    model = demosaic.Config().build()
+    write_bundle(folder / "b", model, name="bilinear", training={}, data_digest="none", metrics={}, step=0)
+    return Engine(load_bundle(folder / "b"), **settings)
+
+
+@pytest.mark.parametrize("cfa", BAYER_PHASES)
+@pytest.mark.parametrize("sides", [(331, 437), (232, 309), (131, 250), (48, 50), (3, 2)])
+def test_each_of_the_eight_forms_of_a_raw_is_registered_exactly(
+    raw: RawImage, mosaic: np.ndarray, tmp_path: Path, cfa: str, sides: tuple[int, int]
+) -> None:
+    """An operator that commutes with mirrors and turns gives the same picture of each form, turned back; one that was
+    off by a photosite, or that took one colour for another, would not."""
+    black_level = np.array([[500.0, 520.0], [540.0, 560.0]], np.float32)
+    image = replace(raw_of(mosaic[: sides[0], : sides[1]], raw, cfa), black_level=black_level)
+    engine = demosaic_engine(tmp_path, tile=96)
+    plain = torch.from_numpy(denoise_raw(image, engine)).permute(2, 0, 1)
+    rows, columns = (Span(0, min(side, 192)) for side in sides)
+    pictures = [engine.rectangle(Form(image, form, engine.frames(image)), rows, columns, side=192) for form in FORMS]
+    assert len(set(FORMS)) == 8
+    for picture in pictures:
+        torch.testing.assert_close(picture, plain[:, : rows.stop, : columns.stop], rtol=0, atol=1e-6)
+
+
+def test_an_ensemble_of_an_operator_that_commutes_with_mirrors_and_turns_is_that_operator(
+    raw: RawImage, mosaic: np.ndarray, tmp_path: Path
+) -> None:
+    image = raw_of(mosaic, raw, "GBRG")
+    plain = denoise_raw(image, demosaic_engine(tmp_path))
+    together = denoise_raw(image, demosaic_engine(tmp_path, tile=96, ensemble=True))
+    np.testing.assert_allclose(together, plain, rtol=0, atol=1e-6)
+
+
+def test_an_ensemble_is_the_same_for_every_form_of_a_raw_and_no_tile_shows_in_it(
+    bundle: Bundle, raw: RawImage, mosaic: np.ndarray
+) -> None:
+    """What one network alone is not: the mean forgets which way round the raw was."""
+    image = raw_of(mosaic[:211, :235], raw, "GRBG")
+    mirrored = raw_of(np.ascontiguousarray(image.mosaic[:, ::-1]), raw, "GRBG")  # of odd width: the same phase
+    engine = Engine(bundle, tile=96, ensemble=True)
+    picture = denoise_raw(image, engine)
+    np.testing.assert_allclose(denoise_raw(mirrored, engine)[:, ::-1], picture, rtol=0, atol=2e-5)
+    np.testing.assert_array_equal(denoise_raw(image, Engine(bundle, ensemble=True)), picture)
+    alone = denoise_raw(image, Engine(bundle))
+    assert np.abs(denoise_raw(mirrored, Engine(bundle))[:, ::-1] - alone).max() > 1e-3
 
 
 # --- brightness of an output at an arbitrary gain ---------------------------------------------------------------------
@@ -192,7 +296,11 @@ def test_an_arbitrary_gain_becomes_that_of_the_raw_by_one_factor_for_the_image(
     linear = (mosaic - 512.0) / (16383 - 512)
     factor = mosaic_mean(linear, unclipped) / mosaic_mean(sampled, unclipped)
     assert factor < 0.9
-    np.testing.assert_allclose(matched, own * factor, rtol=1e-5)
+    own_samples, matched_samples = (
+        sample_cfa(torch.from_numpy(x).permute(2, 0, 1), cfa).numpy() for x in (own, matched)
+    )
+    # What clipped passes through, whatever the gain.
+    np.testing.assert_allclose(matched_samples[unclipped], own_samples[unclipped] * factor, rtol=1e-5)
     again = sample_cfa(torch.from_numpy(matched).permute(2, 0, 1), cfa).numpy()
     assert mosaic_mean(again, unclipped) == pytest.approx(mosaic_mean(linear, unclipped), rel=1e-6)
 

@@ -91,10 +91,10 @@ def test_a_row_gives_way_to_a_newer_one_of_the_same_output_and_equal_inputs_have
 def test_what_is_known_of_a_raw_comes_with_its_outputs_or_not_at_all(tmp_path: Path):
     known = Known(1234, 5, "a" * 64, "e" * 64, {"iso": "800", "model": "ä"})
     with Ledger.open(tmp_path) as ledger:
-        ledger.record(DONE, known=("/raws/ä.dng", known))
+        ledger.record(DONE, known={"/raws/ä.dng": known})
         ledger.remember([("/raws/b.dng", Known(7, 8))])
         with pytest.raises(sqlite3.IntegrityError):
-            ledger.record(FAILED, replace(FAILED, bundle_digest=None), known=("/raws/c.dng", known))  # type: ignore[arg-type]
+            ledger.record(FAILED, replace(FAILED, bundle_digest=None), known={"/raws/c.dng": known})  # type: ignore[arg-type]
         assert ledger.counts() == {"done": 1, "failed": 0, "quarantined": 0}
     with Ledger.open(tmp_path) as ledger:
         assert ledger.inputs() == {"/raws/ä.dng": known, "/raws/b.dng": Known(7, 8)}
