@@ -9,25 +9,47 @@ with a machine. So nothing is believed for longer than it can be checked:
 - A job that Ray does not know any more, or whose node is not among the living, is lost after `lost_after_s`: Ray's own
   supervisor ends a driver together with its node or head, at the latest by then.
 - A submission of ours that runs while its job does not is stopped.
+- A job that neither its status nor the end of its log shows to go on is stopped, and tried again.
+
+What an exit code of `stillgrain` means, and whether the job is tried again:
+
+    0         done                                                                         no
+    1         ran to its end, and some of what it was given failed: files, trials          no: they would again
+    2         what only a person can put right: a config, a path, a full disk              no
+    126, 127  the node has no Python that could run it                                     no
+    75        not now: the cluster had no room for it within its limit                     yes
+    others    an error of ours, of Ray's, lost workers; a signal is a negative one         yes
+    none      Ray or a node took it away                                                   yes
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from cluster.errors import RayUnreachable
+from cluster.package import remove_unneeded
 from cluster.ray_jobs import ENDED, AlreadySubmitted, Jobs, RayJob, RayNodes, Refused
+from cluster.room import Room, shortage
 from cluster.store import ACTIVE, Attempt, Job, State, Store
 
-USER_ERROR = 2
-"""Exit code of `stillgrain` for what only a person can put right."""
+_NOT_TRIED_AGAIN = {
+    1: "ended, and some of what it was given failed",
+    2: "a user's error",
+    126: "cannot be run there",
+    127: "cannot be run there",
+}
 _SLOTS_WHERE_NONE_ARE_DECLARED = 4
+_LOOKS_PER_LIMIT = 10
+_LONGEST_BETWEEN_LOOKS_S = 300.0
+_BETWEEN_LOOKS_FOR_ROOM_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +69,14 @@ class Policy:
     be under way."""
     start_within_s: float = 1200.0
     """PENDING for longer, a job is started anew; Ray's own limit is 900 s, unless its record is all that is left."""
+    room_within_s: float = 600.0
+    """A job that no node has room for is held back for so long, while nodes may still be starting or be replaced, and
+    fails then; at once where `room` says what nodes there can be."""
+    room: Room | None = None
+    """What nodes there can be, from the cluster's file. Left out, those that are seen; and where they say that an
+    autoscaler started them, nothing is known."""
+    keep_packages_s: float = 30 * 86400.0
+    """How long the packed working directory of a job that did not succeed is kept for a retry."""
     sweep_every_s: float = 60.0
     """Between looks for submissions of ours that should not run."""
     lease_s: float = 240.0
@@ -65,6 +95,9 @@ class Dispatcher:
         self._clock = clock
         self._epoch = 0
         self._swept_at = float("-inf")
+        self._looked_at: dict[str, float] = {}
+        self._nodes: dict[str, tuple[Mapping[str, float], float]] = {}
+        self._room = Room((), grows=True)
         self._trouble: RayUnreachable | None = None
 
     def start(self) -> bool:
@@ -89,6 +122,10 @@ class Dispatcher:
         with self._going_on():
             if self._clock() - self._swept_at >= self.policy.sweep_every_s:
                 self._sweep()
+                remove_unneeded(
+                    self.store.folder / "packages",
+                    lambda: self.store.packages_needed(self._clock() - self.policy.keep_packages_s),
+                )
         for job in self.store.jobs(ACTIVE):
             # What Ray cannot answer about one job holds up no other.
             with self._going_on():
@@ -123,9 +160,33 @@ class Dispatcher:
             with self._change() as store:
                 store.sweep(attempt.submission_id, why)
             self._see(job, attempt, self.jobs.stop(attempt.submission_id), why)
+        elif seen.node is not None and seen.node not in nodes.ids:
+            self._miss(job, attempt, f"its node is gone, and Ray still says {seen.status}")
+        elif why := self._stalled(job, attempt, seen):
+            with self._change() as store:
+                store.sweep(attempt.submission_id, why)
+            self._see(job, attempt, self.jobs.stop(attempt.submission_id), why)
         else:
-            there = seen.node is None or seen.node in nodes.ids
-            self._see(job, attempt, there, f"its node is gone, and Ray still says {seen.status}")
+            self._see(job, attempt, True, "")
+
+    def _stalled(self, job: Job, attempt: Attempt, seen: RayJob) -> str:
+        """Why an attempt is to be stopped that does not go on; nothing while it does."""
+        if job.stalled_after is None or seen.status != "RUNNING" or attempt.swept:
+            return ""
+        now = self._clock()
+        since = now - self._looked_at.get(attempt.submission_id, float("-inf"))
+        if since < min(job.stalled_after / _LOOKS_PER_LIMIT, _LONGEST_BETWEEN_LOOKS_S):
+            return ""
+        # A log that cannot be had is none that stands still: RayUnreachable leaves the job as it is.
+        mark = f"{seen.status} {hashlib.sha256(self.jobs.mark(attempt.submission_id, seen.node).encode()).hexdigest()}"
+        self._looked_at[attempt.submission_id] = now
+        if mark != attempt.mark or attempt.moved_at is None:
+            with self._change() as store:
+                store.attempt_has_moved(attempt, mark, now)
+            return ""
+        if now - attempt.moved_at < job.stalled_after:
+            return ""
+        return f"no progress for {job.stalled_after:g} s: neither its status nor its log has moved"
 
     def _see(self, job: Job, attempt: Attempt, there: bool, otherwise: str) -> None:
         if not there:
@@ -155,8 +216,9 @@ class Dispatcher:
             self._try_again(job, attempt, "lost", why, counts=bool(attempt.outcome))
         elif seen.status == "STOPPED":
             self._close(job, attempt, "stopped", "stopped in Ray, not through the queue", seen.exit_code)
-        elif seen.exit_code == USER_ERROR:
-            self._close(job, attempt, "failed", f"a user's error: {_last_line(seen.message)}", seen.exit_code)
+        elif seen.exit_code in _NOT_TRIED_AGAIN:
+            why = f"{_NOT_TRIED_AGAIN[seen.exit_code]}: {_last_line(seen.message)}"
+            self._close(job, attempt, "failed", why, seen.exit_code)
         elif seen.exit_code is None:
             self._try_again(job, attempt, "lost", f"{seen.error or 'no exit code'}: {_last_line(seen.message)}")
         else:
@@ -200,8 +262,9 @@ class Dispatcher:
 
     def _admit(self, nodes: RayNodes) -> None:
         slots = self.policy.job_slots or nodes.job_slots or _SLOTS_WHERE_NONE_ARE_DECLARED
+        self._note_room(nodes)
+        active = self.store.jobs(ACTIVE)
         while not self.store.paused:
-            active = self.store.jobs(ACTIVE)
             job = self._next(active) if len(active) < slots else None
             if job is None:
                 return
@@ -209,6 +272,10 @@ class Dispatcher:
             if short:
                 with self._change() as store:
                     store.end(job.id, "failed", f"will never have room: {short}", self._clock())
+                continue
+            short = self._no_room(job)
+            if short:
+                self._hold_back(job, short)
                 continue
             short = _shortage(job, self.policy.capacity, active)
             if short:
@@ -220,18 +287,47 @@ class Dispatcher:
             with self._change() as store:
                 attempt = store.begin_attempt(job.id, self._clock())
             if attempt is not None:
+                active.append(job)
                 with self._going_on():
                     self._send(job, attempt)
+
+    def _note_room(self, nodes: RayNodes) -> None:
+        """What nodes there can be. One that has just gone still counts: it may be on its way back."""
+        now = self._clock()
+        self._nodes.update({node: (resources, now) for node, resources in nodes.resources.items()})
+        self._nodes = {n: (r, at) for n, (r, at) in self._nodes.items() if now - at < self.policy.room_within_s}
+        seen = Room(tuple((resources, 1) for resources, _ in self._nodes.values()), nodes.grows or not self._nodes)
+        self._room = self.policy.room or seen
+        text = self._room.to_json()
+        if text != self.store.setting("room"):
+            # For `submit`, which refuses at once what will not begin here.
+            with self._change():
+                self.store.keep("room", text)
+
+    def _no_room(self, job: Job) -> str:
+        return "" if job.allow_pending else shortage(job.bundles, self._room)
+
+    def _hold_back(self, job: Job, short: str) -> None:
+        now = self._clock()
+        since = job.no_room_since or now
+        with self._change() as store:
+            if self.policy.room is not None or now - since >= self.policy.room_within_s:
+                store.end(job.id, "failed", f"will never have room: {short}", now)
+            else:
+                why = f"{short}; fails at {_clock_time(since + self.policy.room_within_s)} unless nodes come"
+                store.hold_back(job.id, why, since, now + _BETWEEN_LOOKS_FOR_ROOM_S)
 
     def _next(self, active: list[Job]) -> Job | None:
         """Of the highest priority; among users the one with the fewest running, then whose turn is the longest ago; of
         one user the oldest."""
         running = Counter(job.user for job in active)
+        labelled = Counter(label for job in active for label in job.labels)
         limits, served = self.store.limits(), self.store.served()
         free = [
             job
             for job in self.store.heads(self._clock())
             if running[job.user] < limits.get(job.user, limits.get("*", running[job.user] + 1))
+            and all(labelled[label] < limits.get(f"label:{label}", labelled[label] + 1) for label in job.labels)
         ]
         return min(
             free, key=lambda job: (-job.priority, running[job.user], served.get(job.user, 0), job.id), default=None
@@ -282,6 +378,10 @@ def _shortage(job: Job, capacity: Mapping[str, float], active: tuple[()] | list[
             beside = f", of which running jobs have {used:g}" if active else ""
             parts.append(f"needs {needed:g} {resource}, and there are {total:g}{beside}")
     return "; ".join(parts)
+
+
+def _clock_time(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 
 def _last_line(text: str) -> str:

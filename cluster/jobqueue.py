@@ -24,6 +24,7 @@ from typing import Any
 
 from cluster.dispatcher import Dispatcher, Policy
 from cluster.errors import QueueError, RayUnreachable
+from cluster.metrics import served
 from cluster.ray_jobs import ENDED, Jobs, RayJobs
 from cluster.store import ACTIVE, UNFINISHED, Job, LeaseLost, Store
 
@@ -72,6 +73,10 @@ def _facts(store: Store, job: Job) -> dict[str, Any]:
         **_row(job),
         "after": store.needed_by(job.id),
         "resources": job.resources,
+        "bundles": None if job.bundles is None else {"count": job.bundles.count, "each": dict(job.bundles.each)},
+        "labels": list(job.labels),
+        "stalled_after": job.stalled_after,
+        "allow_pending": job.allow_pending,
         "retries": job.retries,
         "failures": job.failures,
         "entrypoint": job.entrypoint,
@@ -212,9 +217,9 @@ def resume(folder: str | Path = DEFAULT_FOLDER) -> dict[str, Any]:
 
 
 def limit(user: str, most_running: int | None, folder: str | Path = DEFAULT_FOLDER) -> dict[str, int]:
-    """How many jobs of a user may run at once; returns all limits.
+    """How many jobs of a user, or of a label, may run at once; returns all limits.
 
-    user          '*' for everybody who has no limit of their own
+    user          '*' for everybody who has no limit of their own; 'label:X' for all jobs that have this label
     most_running  None lifts it
     """
     if most_running is not None and most_running < 0:
@@ -236,6 +241,7 @@ def dispatch(
     moved: bool = False,
     until_idle: bool = False,
     every_s: float = 2.0,
+    metrics_port: int | None = None,
     connect: Callable[[str], Jobs] | None = None,
 ) -> None:
     """Be the queue's dispatcher until SIGINT or SIGTERM. Ending it, in whatever way, harms no job.
@@ -245,6 +251,7 @@ def dispatch(
     moved        the jobs that ran at the dispatcher's last address are gone, and may be started here
     until_idle   end when no job is left that could still run
     every_s      between two looks at everything
+    metrics_port  of this machine's loopback, for Prometheus; see `cluster.metrics`
     raises       QueueError when there is a dispatcher, or this is another Ray than the running jobs'; SubmitError
     """
     jobs = _connect(address, connect, allow_clear)
@@ -254,7 +261,7 @@ def dispatch(
         if not dispatcher.start():
             raise QueueError(f"{store.lease()[0]} is this queue's dispatcher; there is one at a time")
         ended = threading.Event()
-        with _on_signals(ended.set):
+        with _on_signals(ended.set), served(folder, metrics_port):
             try:
                 _claim_address(store, address, moved=moved)
                 while not ended.is_set():

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import time
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from cluster.errors import SubmitError
 MAX_BYTES = 100 * 2**20
 """Of all files together. Every node unpacks them for every version; Ray's own limit is 512 MiB, zipped."""
 _NAMED = 5
+_YOUNG_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,10 @@ def pack(found: Contents, packages: str | Path) -> Path:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     packages = Path(packages)
     packages.mkdir(mode=0o700, parents=True, exist_ok=True)
-    target = packages / f"{digest.hexdigest()[:32]}.zip"
+    # No longer: 32 such digits are what a token looks like, also to `stillgrain cluster check`.
+    target = packages / f"{digest.hexdigest()[:24]}.zip"
     if target.exists():
+        os.utime(target)  # or it would be taken for one that nobody has wanted for long
         return target
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -111,6 +116,27 @@ def pack(found: Contents, packages: str | Path) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return target
+
+
+def remove_unneeded(packages: Path, needed: Callable[[], set[str]]) -> None:
+    """Remove the zips that no job needs, and what killed packers left.
+
+    needed  their paths; asked only where there is something old enough to go. One that was packed within the last hour
+            stays: its job may not be in the queue yet
+    """
+    old = [file for file in packages.glob("*.zip") if _is_old(file)]
+    old += [file for file in packages.glob(".*.tmp") if _is_old(file)]
+    keep = needed() if old else set()
+    for file in old:
+        if str(file) not in keep and _is_old(file):
+            file.unlink(missing_ok=True)
+
+
+def _is_old(file: Path) -> bool:
+    try:
+        return time.time() - file.stat().st_mtime > _YOUNG_S
+    except FileNotFoundError:
+        return False
 
 
 def commit_of(folder: str | Path) -> dict[str, str]:

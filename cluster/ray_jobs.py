@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from cluster.errors import RayUnreachable, SubmitError
 
@@ -21,6 +22,9 @@ SLOT = "job_slot"
 _CONNECT_S = 10.0
 # How much of an entrypoint's last words is kept with a job; the log has all of them.
 _MESSAGE_CHARS = 2000
+_MARK_LINES = 20
+# Ray's name for the type of a node that no autoscaler has started, as the dashboard writes it.
+_OF_ITS_ID = re.compile(r"^node_?[0-9a-f]+$", re.I)
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,10 @@ class RayNodes:
     ids: frozenset[str]
     job_slots: int | None
     """How many jobs the cluster lets run at once; None where no node declares the resource."""
+    resources: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """What each has in all, by its id: {"CPU": 8, "GPU": 1}."""
+    grows: bool = False
+    """Whether an autoscaler looks after the cluster: nodes may come that nobody has seen yet."""
 
 
 class AlreadySubmitted(Exception):
@@ -79,6 +87,13 @@ class Jobs(Protocol):
 
     def logs(self, submission_id: str) -> str:
         """All that it has printed so far."""
+        ...
+
+    def mark(self, submission_id: str, node: str | None) -> str:
+        """The end of what it has printed: another text than before when it has gone on.
+
+        node  where it runs, if that is known
+        """
         ...
 
     def nodes(self) -> RayNodes: ...
@@ -136,6 +151,7 @@ class RayJobs:
             self._client = _client_class()(self.address)
         self._client.timeout = (_CONNECT_S, answer_within_s)
         self._has_slots: bool | None = None
+        self._grows: bool | None = None
 
     def submit(self, submission_id: str, entrypoint: str, package: str | None, metadata: Mapping[str, str]) -> None:
         if package and not os.path.isfile(package):
@@ -190,16 +206,47 @@ class RayJobs:
                     return ""
                 raise
 
+    def mark(self, submission_id: str, node: str | None) -> str:
+        if node is None:
+            return ""
+        with _asking(self.address):
+            # The whole log may be long. Ray's job client has no call for its end; that for logs of all kinds has one.
+            words = {"node_id": node, "filename": f"job-driver-{submission_id}.log", "lines": _MARK_LINES}
+            answer = self._client._do_request("GET", f"/api/v0/logs/file?{urlencode(words)}")
+            # Ray answers 500 for a log that is not there yet.
+            return answer.text if answer.status_code == 200 else ""
+
     def nodes(self) -> RayNodes:
         with _asking(self.address):
             # Ray's job client has no call for this; its dashboard's page of nodes does.
             answer = self._client._do_request("GET", "/nodes?view=summary")
             answer.raise_for_status()
             alive = [n["raylet"] for n in answer.json()["data"]["summary"] if n["raylet"].get("state") == "ALIVE"]
+            if self._grows is None:
+                self._grows = self._has_autoscaler(alive)
+        totals = [n.get("resourcesTotal", {}) for n in alive]
         # The dashboard writes keys in camel case, a resource's name included.
-        slots = [n.get("resourcesTotal", {}).get("jobSlot", 0) for n in alive]
+        slots = [total.get("jobSlot", 0) for total in totals]
         self._has_slots = any(slots)
-        return RayNodes(frozenset(n["nodeId"] for n in alive), int(sum(slots)) if any(slots) else None)
+        return RayNodes(
+            frozenset(n["nodeId"] for n in alive),
+            int(sum(slots)) if any(slots) else None,
+            {
+                n["nodeId"]: {name: float(total.get(name, 0)) for name in ("CPU", "GPU")}
+                for n, total in zip(alive, totals, strict=True)
+            },
+            self._grows,
+        )
+
+    def _has_autoscaler(self, nodes: Sequence[Mapping[str, Any]]) -> bool:
+        """Nodes that an autoscaler starts bear the name of their type; others none, or one made of their id."""
+        if any(node.get("nodeTypeName") for node in nodes):
+            return True
+        answer = self._client._do_request("GET", "/api/cluster_status")
+        answer.raise_for_status()
+        report = ((answer.json()["data"].get("clusterStatus") or {}).get("autoscalerReport")) or {}
+        types = {**(report.get("activeNodes") or {}), **(report.get("pendingLaunches") or {})}
+        return any(not _OF_ITS_ID.match(name) for name in types)
 
 
 def _client_class() -> Any:
@@ -249,7 +296,8 @@ def _asking(address: str) -> Iterator[None]:
             "of a file with it into RAY_AUTH_TOKEN_PATH"
         ) from None
     except (requests.exceptions.RequestException, ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-        last = (str(error).strip().splitlines() or [""])[-1][:300]
+        # Ray's answer may be a traceback, and ends in a line of its own full stop.
+        last = next((line for line in reversed(str(error).splitlines()) if any(map(str.isalnum, line))), "")[:300]
         raise RayUnreachable(f"{address}: {type(error).__name__}: {last}") from None
 
 

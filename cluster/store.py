@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.errors import QueueError
+from cluster.room import Bundles
 
 State = Literal["waiting", "queued", "submitting", "running", "succeeded", "failed", "stopped", "lost"]
 ACTIVE: tuple[State, ...] = ("submitting", "running")
 UNFINISHED: tuple[State, ...] = ("waiting", "queued", *ACTIVE)
-_FORMAT = "1"
+_FORMAT = "2"
 _BUSY_S = 30.0
 
 _SCHEMA = f"""
@@ -39,17 +40,20 @@ CREATE TABLE jobs (
     entrypoint TEXT NOT NULL, package TEXT, metadata TEXT NOT NULL, resources TEXT NOT NULL,
     retries INTEGER NOT NULL, failures INTEGER NOT NULL DEFAULT 0, not_before REAL NOT NULL DEFAULT 0,
     stop_wanted INTEGER NOT NULL DEFAULT 0, failed_with INTEGER,
-    submitted_at REAL NOT NULL, started_at REAL, ended_at REAL
+    submitted_at REAL NOT NULL, started_at REAL, ended_at REAL,
+    labels TEXT NOT NULL DEFAULT '[]', bundles TEXT NOT NULL DEFAULT '', stalled_after REAL,
+    allow_pending INTEGER NOT NULL DEFAULT 0, no_room_since REAL
 );
 -- Two jobs of one name would write into one run's folder.
 CREATE UNIQUE INDEX one_of_a_name ON jobs (name) WHERE state IN {UNFINISHED};
-CREATE INDEX in_order ON jobs (state, priority DESC, user, id);
+CREATE INDEX in_turn ON jobs (state, priority, user, labels, not_before);
+CREATE INDEX by_end ON jobs (ended_at, id);
 CREATE TABLE needs (job INTEGER NOT NULL, needed INTEGER NOT NULL, PRIMARY KEY (job, needed)) WITHOUT ROWID;
 CREATE INDEX needed_by ON needs (needed);
 CREATE TABLE attempts (
     submission_id TEXT PRIMARY KEY, job INTEGER NOT NULL, number INTEGER NOT NULL,
     known INTEGER NOT NULL DEFAULT 0, swept INTEGER NOT NULL DEFAULT 0, sent_at REAL NOT NULL, gone_since REAL,
-    ended_at REAL, exit_code INTEGER, outcome TEXT NOT NULL DEFAULT ''
+    ended_at REAL, exit_code INTEGER, outcome TEXT NOT NULL DEFAULT '', mark TEXT NOT NULL DEFAULT '', moved_at REAL
 ) WITHOUT ROWID;
 CREATE INDEX attempts_of ON attempts (job, number);
 CREATE TABLE users (name TEXT PRIMARY KEY, most_running INTEGER, served INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
@@ -60,6 +64,19 @@ CREATE TABLE lease (
 );
 INSERT INTO lease VALUES (1, '', 0, 0);
 """
+_FROM_1 = """
+ALTER TABLE jobs ADD COLUMN labels TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE jobs ADD COLUMN bundles TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN stalled_after REAL;
+ALTER TABLE jobs ADD COLUMN allow_pending INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN no_room_since REAL;
+ALTER TABLE attempts ADD COLUMN mark TEXT NOT NULL DEFAULT '';
+ALTER TABLE attempts ADD COLUMN moved_at REAL;
+DROP INDEX in_order;
+CREATE INDEX in_turn ON jobs (state, priority, user, labels, not_before);
+CREATE INDEX by_end ON jobs (ended_at, id);
+"""
+"""Makes a queue of format 1 one of format 2."""
 
 
 class LeaseLost(Exception):
@@ -81,6 +98,14 @@ class NewJob:
     """How many more attempts there are when one does not end well; a user's error is never tried again."""
     resources: Mapping[str, float] = field(default_factory=dict)
     """What its config declares: {"CPU": 4, "GPU": 1}."""
+    bundles: Bundles | None = None
+    """How that is cut up; None where nobody knows."""
+    labels: tuple[str, ...] = ()
+    """Words by which jobs are limited together, as users are."""
+    stalled_after: float | None = None
+    """Seconds without a sign of progress after which it is stopped, and tried again; None for never."""
+    allow_pending: bool = False
+    """Started even when no node that is known has room for it: some will come."""
     package: str | None = None
     """Zip of the working directory, on this machine."""
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -105,6 +130,10 @@ class Attempt:
     ended_at: float | None
     exit_code: int | None
     outcome: str
+    mark: str
+    """What its progress was known by, when that was last looked at."""
+    moved_at: float | None
+    """When that was last another than before."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +149,7 @@ class Job:
     """Why it is in this state, where that is not plain."""
     entrypoint: str
     package: str | None
-    metadata: dict[str, str]
+    metadata_json: str
     resources: dict[str, float]
     retries: int
     failures: int
@@ -131,6 +160,17 @@ class Job:
     submitted_at: float
     started_at: float | None
     ended_at: float | None
+    labels: tuple[str, ...]
+    bundles: Bundles | None
+    stalled_after: float | None
+    allow_pending: bool
+    no_room_since: float | None
+    """Since when it is held back because no node has room for it."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        # Holds a whole config: parsed when asked for, not for each of ten thousand jobs in a list.
+        return json.loads(self.metadata_json)
 
     def __str__(self) -> str:
         return f"job {self.id} ({self.name})"
@@ -159,6 +199,10 @@ class Store:
                         self._db.execute(statement)
                     self._set("format", _FORMAT)
                     self._set("queue", secrets.token_hex(4))
+                elif self.setting("format") == "1":
+                    for statement in _FROM_1.strip().split(";\n"):
+                        self._db.execute(statement)
+                    self._set("format", _FORMAT)
         except (OSError, sqlite3.Error) as error:
             raise QueueError(f"{file}: cannot be used as a queue ({error}); give another folder") from None
         if self.setting("format") != _FORMAT:
@@ -218,6 +262,18 @@ class Store:
         """How many jobs are in each state."""
         return {r["state"]: r["n"] for r in self._db.execute("SELECT state, COUNT(*) n FROM jobs GROUP BY state")}
 
+    def count_attempts(self) -> tuple[int, int]:
+        """Of all jobs; and those of them that ended without an exit code and were not stopped for their user."""
+        row = self._db.execute(
+            "SELECT COUNT(*) n, SUM(attempts.ended_at IS NOT NULL AND exit_code IS NULL"
+            " AND jobs.state NOT IN ('stopped', 'succeeded')) lost FROM attempts JOIN jobs ON jobs.id = job"
+        ).fetchone()
+        return int(row["n"]), int(row["lost"] or 0)
+
+    def oldest_queued(self) -> float | None:
+        """When the oldest job was submitted of those that could start."""
+        return self._db.execute("SELECT MIN(submitted_at) at FROM jobs WHERE state = 'queued'").fetchone()["at"]
+
     def attempts(self, job: int) -> list[Attempt]:
         """In their order."""
         return [_attempt(r) for r in self._db.execute("SELECT * FROM attempts WHERE job = ? ORDER BY number", (job,))]
@@ -233,7 +289,8 @@ class Store:
         return [r["needed"] for r in self._db.execute("SELECT needed FROM needs WHERE job = ?", (job,))]
 
     def limits(self) -> dict[str, int]:
-        """How many jobs a user may have running, for those who are limited; '*' is for everybody else."""
+        """How many jobs a user may have running, for those who are limited; '*' is for everybody else, and 'label:X'
+        for all jobs of a label."""
         rows = self._db.execute("SELECT name, most_running FROM users WHERE most_running IS NOT NULL")
         return {row["name"]: row["most_running"] for row in rows}
 
@@ -242,13 +299,23 @@ class Store:
         return {row["name"]: row["served"] for row in self._db.execute("SELECT name, served FROM users")}
 
     def heads(self, now: float) -> list[Job]:
-        """The first job that may start, of each user at each priority."""
+        """The first job that may start, of each user at each priority with the same labels."""
         rows = self._db.execute(
             "SELECT * FROM jobs WHERE id IN (SELECT MIN(id) FROM jobs WHERE state = 'queued' AND not_before <= ?"
-            " GROUP BY priority, user)",
+            " GROUP BY priority, user, labels)",
             (now,),
         )
         return [_job(row) for row in rows]
+
+    def packages_needed(self, ended_since: float) -> set[str]:
+        """Packed working directories of jobs that have not ended, or ended later than this without success and may be
+        retried."""
+        rows = self._db.execute(
+            f"SELECT DISTINCT package FROM jobs WHERE package IS NOT NULL AND (state IN {UNFINISHED}"
+            " OR (state != 'succeeded' AND ended_at >= ?))",
+            (ended_since,),
+        )
+        return {row["package"] for row in rows}
 
     def submission_ids(self, states: Sequence[State]) -> set[str]:
         """Of the current attempts of all jobs in these states."""
@@ -281,7 +348,8 @@ class Store:
                 ready = all(self.job(needed).state == "succeeded" for needed in new.after)
                 cursor = self._db.execute(
                     "INSERT INTO jobs (name, user, priority, state, entrypoint, package, metadata, resources, retries,"
-                    " submitted_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    " submitted_at, labels, bundles, stalled_after, allow_pending)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         new.name,
                         new.user,
@@ -293,6 +361,10 @@ class Store:
                         json.dumps(dict(new.resources)),
                         new.retries,
                         now,
+                        json.dumps(sorted(set(new.labels))),
+                        json.dumps([new.bundles.count, dict(new.bundles.each)]) if new.bundles else "",
+                        new.stalled_after,
+                        new.allow_pending,
                     ),
                 )
                 number = cursor.lastrowid
@@ -354,7 +426,8 @@ class Store:
             self._set("paused", "yes" if paused else "no")
 
     def set_limit(self, user: str, most_running: int | None) -> None:
-        """How many jobs of a user may run at once; '*' for everybody who has no limit of their own. None lifts it."""
+        """How many jobs of a user may run at once; '*' for everybody who has no limit of their own, 'label:X' for all
+        jobs of a label. None lifts it."""
         with self._changing():
             self._db.execute(
                 "INSERT INTO users (name, most_running) VALUES (?1, ?2)"
@@ -417,8 +490,8 @@ class Store:
         last = next(reversed(self.attempts(job)), None)
         if last is not None and not last.known:
             self._db.execute(
-                "UPDATE attempts SET sent_at = ?, gone_since = NULL, ended_at = NULL, outcome = ''"
-                " WHERE submission_id = ?",
+                "UPDATE attempts SET sent_at = ?, gone_since = NULL, ended_at = NULL, outcome = '', mark = '',"
+                " moved_at = NULL WHERE submission_id = ?",
                 (now, last.submission_id),
             )
         else:
@@ -427,7 +500,10 @@ class Store:
                 "INSERT INTO attempts (submission_id, job, number, sent_at) VALUES (?, ?, ?, ?)",
                 (f"stillgrain-{self.setting('queue')}-{job}-{number}", job, number, now),
             )
-        self._db.execute("UPDATE jobs SET state = 'submitting', reason = '', started_at = ? WHERE id = ?", (now, job))
+        self._db.execute(
+            "UPDATE jobs SET state = 'submitting', reason = '', started_at = ?, no_room_since = NULL WHERE id = ?",
+            (now, job),
+        )
         self._db.execute(
             "INSERT INTO users (name, served) SELECT ?1, COALESCE(MAX(served), 0) + 1 FROM users WHERE true"
             " ON CONFLICT (name) DO UPDATE SET served = (SELECT MAX(served) + 1 FROM users)",
@@ -435,6 +511,10 @@ class Store:
         )
         self._tell(now, job, "submitting")
         return self.attempts(job)[-1]
+
+    def keep(self, key: str, value: str) -> None:
+        """As `note`, within a transaction."""
+        self._set(key, value)
 
     def about_to_send(self, attempt: Attempt, now: float) -> None:
         self._db.execute("UPDATE attempts SET sent_at = ? WHERE submission_id = ?", (now, attempt.submission_id))
@@ -463,6 +543,19 @@ class Store:
     def attempt_is_gone(self, attempt: Attempt, since: float | None) -> None:
         """There is no sign of it, since then; or there is one again."""
         self._db.execute("UPDATE attempts SET gone_since = ? WHERE submission_id = ?", (since, attempt.submission_id))
+
+    def attempt_has_moved(self, attempt: Attempt, mark: str, now: float) -> None:
+        """There is progress, known by another mark than before."""
+        self._db.execute(
+            "UPDATE attempts SET mark = ?, moved_at = ? WHERE submission_id = ?", (mark, now, attempt.submission_id)
+        )
+
+    def hold_back(self, job: int, reason: str, since: float, until: float) -> None:
+        """Let others go first, because no node has room for this one."""
+        self._db.execute(
+            "UPDATE jobs SET reason = ?, no_room_since = ?, not_before = ? WHERE id = ? AND state = 'queued'",
+            (reason, since, until, job),
+        )
 
     def explain(self, job: int, reason: str) -> None:
         self._db.execute("UPDATE jobs SET reason = ? WHERE id = ?", (reason, job))
@@ -556,7 +649,7 @@ class Store:
                 continue
             self._db.execute(
                 "UPDATE jobs SET state = ?, reason = '', failures = 0, not_before = 0, failed_with = NULL,"
-                " ended_at = NULL WHERE id = ?",
+                " no_room_since = NULL, ended_at = NULL WHERE id = ?",
                 ("queued" if all(n.state == "succeeded" for n in needed) else "waiting", there.id),
             )
             self._tell(now, there.id, "retried")
@@ -570,9 +663,12 @@ def _ended_as(state: State) -> str:
 
 def _job(row: sqlite3.Row) -> Job:
     values: dict[str, Any] = dict(row)
-    values["metadata"] = json.loads(row["metadata"])
+    values["metadata_json"] = values.pop("metadata")
     values["resources"] = json.loads(row["resources"])
-    values["stop_wanted"] = bool(row["stop_wanted"])
+    values["labels"] = tuple(json.loads(row["labels"]))
+    values["bundles"] = Bundles(*json.loads(row["bundles"])) if row["bundles"] else None
+    for key in ("stop_wanted", "allow_pending"):
+        values[key] = bool(row[key])
     return Job(**values)
 
 

@@ -6,8 +6,11 @@ progress.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,7 +21,7 @@ from upath import UPath
 from library.bundle import Bundle
 from library.codec_bundle import CodecBundle
 from library.config import Component, Location, config_difference, to_yaml
-from library.errors import ConfigError
+from library.errors import ConfigError, StillgrainError
 from library.files.atomic import whole_file
 from library.files.places import place
 from library.training.checkpoint import checkpoints, read_progress
@@ -26,10 +29,16 @@ from library.training.loop import TrainingConfig
 from library.training.recorder import Recorder, read_metrics
 from library.training.world import World
 from workloads import progress, ray_train, report
-from workloads.ray_session import ray_session
+from workloads.ray_session import ray_session, wait_for_room
 
 # Where the work is done, who watches it and what people say of it does not change what is computed.
-_MAY_CHANGE = {"scaling", "loggers", "tags", "notes", "stores"}
+_MAY_CHANGE = {"scaling", "start_within_s", "loggers", "tags", "notes", "stores"}
+_FULL = {
+    errno.ENOSPC: "no space left",
+    errno.EDQUOT: "the quota is used up",
+    errno.EROFS: "read-only",
+    errno.EFBIG: "a file may not be so large",
+}
 # Where Ray unpacks `--working-dir`, below its session's folder.
 _JOB_COPY = "working_dir_files"
 
@@ -51,6 +60,8 @@ class LaunchConfig(TrainingConfig):
     """A bundle, or the folder of a run that has one: its weights are the initial ones. For fine-tuning, and for ladders
     of loss weights, each rung starting from its neighbour."""
     scaling: ray_train.Scaling = ray_train.Scaling()
+    start_within_s: float = Field(default=900, gt=0)
+    """How long a cluster that grows may take to have room for the workers; a queue tries again later."""
     tags: tuple[str, ...] = ()
     """Words to find the run by: `stillgrain runs list --tag good`."""
     notes: str = ""
@@ -112,8 +123,13 @@ def launch(config: LaunchConfig, prepare: Callable[[UPath], UPath], host: Host =
 
     prepare  makes what the workers read, in the folder that it is given, and returns its path
     raises   ConfigError when the run's folder belongs to another config, or start_from to another model; whatever user
-             error stops a worker
+             error stops a worker; StillgrainError for a storage that is full or read-only
     """
+    with _storage_is_blamed(config):
+        return _launch(config, prepare, host)
+
+
+def _launch(config: LaunchConfig, prepare: Callable[[UPath], UPath], host: Host) -> RunResult:
     claim(config)
     folder = config.run_folder
     if not _has_ended(config):
@@ -124,7 +140,10 @@ def launch(config: LaunchConfig, prepare: Callable[[UPath], UPath], host: Host =
             if host.world is not None or config.scaling.workers == 0:
                 run_worker(job, host.world or World())
             else:
+                scaling = config.scaling
                 with ray_session():
+                    each = {"CPU": scaling.cpus_per_worker, "GPU": scaling.gpus_per_worker}
+                    wait_for_room(scaling.min_workers or scaling.workers, each, config.start_within_s)
                     ray_train.run_workers(run_worker, job, config.scaling, host.callbacks)
     if not (folder / "report.html").exists():
         report.write_run_report(folder)
@@ -141,7 +160,29 @@ def run_worker(job: dict[str, Any], world: World) -> None:
         logger.build(config.run_folder, config.name, job["config"]) for logger in config.loggers.values() if world.leads
     ]
     recorder = Recorder(config.run_folder, leads=world.leads, loggers=loggers)
-    workload.train(config, job["prepared"], recorder, world)
+    with _storage_is_blamed(config):
+        workload.train(config, job["prepared"], recorder, world)
+
+
+@contextlib.contextmanager
+def _storage_is_blamed(config: LaunchConfig) -> Iterator[None]:
+    """What no further attempt can mend is a user's error, which ends a run at once: Ray would try it again and again.
+
+    raises  StillgrainError for a disk that is full, over its quota or read-only
+    """
+    try:
+        yield
+    except StillgrainError:
+        raise
+    except Exception as error:
+        # safetensors and OpenEXR have errors of their own for whatever goes wrong with a file, with the system's words.
+        number = next((n for n in _FULL if getattr(error, "errno", None) == n or os.strerror(n) in str(error)), None)
+        if number is None:
+            raise
+        raise StillgrainError(
+            f"storage: {config.run_folder} cannot be written ({_FULL[number]}): make room there, or move the run's "
+            "folder; the same command then goes on from its last checkpoint"
+        ) from error
 
 
 def starting_bundle(config: LaunchConfig, model: Component, load: Callable[[UPath], _Bundle]) -> _Bundle:

@@ -48,6 +48,10 @@ class SimulatedRay:
     """
 
     slots: int = 2
+    workers: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Nodes beside the head, and what each has; while there are none, Ray says nothing of what nodes have."""
+    grows: bool = False
+    printed: dict[str, str] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
     under_way: list[str] = field(default_factory=list)
@@ -89,10 +93,15 @@ class SimulatedRay:
     def logs(self, submission_id: str) -> str:
         return f"{submission_id} was here\n" if submission_id in self.records else ""
 
+    def mark(self, submission_id: str, node: str | None) -> str:
+        fault = self._meet("mark")
+        self._answer(fault)
+        return self.printed.get(submission_id, "")
+
     def nodes(self) -> RayNodes:
         fault = self._meet("nodes")
         self._answer(fault)
-        return RayNodes(frozenset({self.head}), self.slots)
+        return RayNodes(frozenset({self.head, *self.workers}), self.slots, dict(self.workers), self.grows)
 
     # --- what happens to it -------------------------------------------------------------------------------------------
 

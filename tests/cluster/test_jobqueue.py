@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from cluster import jobqueue
 from cluster.dispatcher import Dispatcher, Policy
 from cluster.errors import QueueError, RayUnreachable
 from cluster.ray_jobs import Refused
+from cluster.room import Bundles, Room
 from cluster.store import LeaseLost, NewJob, Store
 from tests.cluster.simulated_ray import Clock, Killed, SimulatedRay
 
@@ -125,6 +128,78 @@ def test_a_users_limit_holds_that_user_up_and_nobody_else(scene: Scene) -> None:
     assert [job.name for job in scene.store.jobs(("running",))] == ["ada0", "bob"]
 
 
+def test_a_labels_limit_holds_up_its_jobs_and_no_others_of_the_same_user(scene: Scene) -> None:
+    scene.ray.slots = 4
+    scene.store.set_limit("label:gpu", 1)
+    for i in range(2):
+        scene.add(f"train{i}", user="ada", labels=("gpu",))
+        scene.add(f"look{i}", user="bob", labels=("gpu", "night"))
+    scene.add("other", user="ada")
+    scene.tick()
+    assert [job.name for job in scene.store.jobs(("running",))] == ["train0", "other"]
+
+
+# --- room -------------------------------------------------------------------------------------------------------------
+
+FOUR_CPUS = Bundles(2, {"CPU": 2.0})
+
+
+def test_what_no_node_has_room_for_is_held_back_while_nodes_may_come_and_fails_then(scene: Scene) -> None:
+    scene.ray.slots = 2
+    scene.ray.workers = {"a": {"CPU": 1.0}, "b": {"CPU": 1.0}}
+    job = scene.add("big", bundles=FOUR_CPUS, priority=9)
+    scene.add("small", bundles=Bundles(1, {"CPU": 1.0}))
+    scene.tick()
+    assert [job.name for job in scene.store.jobs(("running",))] == ["small"]
+    held = scene.store.job(job)
+    assert held.state == "queued"
+    assert held.reason.startswith("needs 4 CPU in bundles of 2, and the largest node has 1; fails at ")
+    scene.clock.now += POLICY.room_within_s
+    scene.tick()
+    assert scene.state(job) == "failed"
+    assert scene.store.job(job).reason == (
+        "will never have room: needs 4 CPU in bundles of 2, and the largest node has 1"
+    )
+
+
+def test_nodes_that_come_in_time_let_a_held_job_start(scene: Scene) -> None:
+    scene.ray.workers = {"a": {"CPU": 2.0}}
+    job = scene.add("big", bundles=FOUR_CPUS)
+    scene.tick(3)
+    assert scene.store.job(job).reason.startswith("needs 2 bundles of 2 CPU, and 1 nodes have room for 1 of them")
+    scene.ray.workers["b"] = {"CPU": 2.0}
+    scene.tick(20)
+    assert scene.state(job) == "running"
+
+
+def test_a_node_that_was_lost_a_moment_ago_still_counts(scene: Scene) -> None:
+    """Or each loss of a spot node would hold up what needs it, although another is on its way."""
+    scene.ray.workers = {"a": {"CPU": 2.0}, "b": {"CPU": 2.0}}
+    scene.tick()
+    del scene.ray.workers["b"]
+    job = scene.add("big", bundles=FOUR_CPUS)
+    scene.tick()
+    assert scene.state(job) == "running"
+
+
+@pytest.mark.parametrize("why", ["it grows", "somebody says so", "its file says so"])
+def test_where_nodes_may_come_a_job_that_has_no_room_yet_is_started(scene: Scene, why: str) -> None:
+    scene.ray.workers = {"a": {"CPU": 1.0}}
+    scene.ray.grows = why == "it grows"
+    if why == "its file says so":
+        scene.dispatcher.policy = replace(POLICY, room=Room((({"CPU": 2.0}, 2),)))
+    job = scene.add("big", bundles=FOUR_CPUS, allow_pending=why == "somebody says so")
+    scene.tick()
+    assert scene.state(job) == "running"
+
+
+def test_what_a_clusters_file_has_no_room_for_fails_at_once(scene: Scene) -> None:
+    scene.dispatcher.policy = replace(POLICY, room=Room((({"CPU": 2.0}, 1),)))
+    job = scene.add("big", bundles=FOUR_CPUS)
+    scene.tick()
+    assert scene.state(job) == "failed"
+
+
 def test_pausing_starts_nothing_and_stops_nothing(scene: Scene) -> None:
     scene.ray.slots = 2
     scene.add("a")
@@ -151,6 +226,51 @@ def test_a_users_error_is_not_tried_again_and_fails_what_comes_after_with_the_re
     assert scene.store.job(job).reason.startswith("a user's error: words of")
     assert scene.store.job(after).reason.startswith("comes after job 1 (train), which failed: a user's error")
     assert (scene.state(last), len(scene.ray.started)) == ("failed", 1)
+
+
+@pytest.mark.parametrize("exit_code", [1, 126, 127])
+def test_what_would_end_in_the_same_way_again_is_not_tried_again(scene: Scene, exit_code: int) -> None:
+    """Exit code 1 says that some files or trials failed, which the run's own folder lists."""
+    job = scene.add("infer", retries=5)
+    scene.tick()
+    scene.ray.finish(scene.ray.running[0], exit_code)
+    scene.tick()
+    assert (scene.state(job), scene.store.attempts(job)[-1].exit_code) == ("failed", exit_code)
+
+
+@pytest.mark.parametrize("exit_code", [70, 75, -9])
+def test_what_may_end_otherwise_is_tried_again(scene: Scene, exit_code: int) -> None:
+    job = scene.add("train", retries=1)
+    scene.tick()
+    scene.ray.finish(scene.ray.running[0], exit_code)
+    scene.tick()
+    assert (scene.state(job), scene.store.job(job).failures) == ("queued", 1)
+
+
+def test_a_job_without_progress_is_stopped_with_its_reason_and_tried_again(scene: Scene) -> None:
+    job = scene.add("train", stalled_after=100.0, retries=1)
+    scene.tick()
+    first = scene.ray.running[0]
+    for i in range(5):
+        scene.ray.printed[first] = f"step {i}"
+        scene.clock.now += 90
+        scene.tick()
+    assert scene.state(job) == "running"  # each time a new line
+    for _ in range(8):
+        scene.clock.now += 20
+        scene.tick()
+    assert scene.store.attempts(job)[0].outcome == "no progress for 100 s: neither its status nor its log has moved"
+    assert (scene.state(job), scene.ray.running) == ("running", [scene.store.attempts(job)[1].submission_id])
+
+
+def test_a_dispatcher_that_was_away_for_long_does_not_take_that_for_a_standstill(scene: Scene) -> None:
+    job = scene.add("train", stalled_after=100.0)
+    scene.tick(2)
+    scene.clock.now += 10_000
+    scene.ray.printed[scene.ray.running[0]] = "step 5000"
+    scene.start()
+    scene.tick(3)
+    assert scene.state(job) == "running"
 
 
 def test_a_retry_brings_back_what_failed_because_of_it(scene: Scene) -> None:
@@ -374,6 +494,55 @@ def test_ten_thousand_jobs_are_taken_in_and_listed_in_seconds(tmp_path: Path) ->
         assert len(store.heads(time.time())) == 7
     assert len(jobqueue.status(tmp_path)["jobs"]) == 10_000
     assert time.perf_counter() - start < 5  # below one on an idle machine
+
+
+def test_packages_that_no_job_needs_any_more_are_removed_and_new_ones_never(scene: Scene) -> None:
+    packages = scene.store.folder / "packages"
+    packages.mkdir()
+    files = {name: packages / f"{name}.zip" for name in ("done", "failed", "waiting", "young")}
+    for name, file in files.items():
+        file.write_bytes(b"zip")
+        if name != "young":
+            os.utime(file, (1e9, 1e9))
+    (left := packages / ".done.zip.7.tmp").write_bytes(b"half")
+    os.utime(left, (1e9, 1e9))
+    scene.add("waiting", package=str(files["waiting"]), priority=-1)
+    scene.add("done", package=str(files["done"]))
+    scene.add("failed", package=str(files["failed"]))
+    scene.tick()
+    scene.ray.finish(scene.ray.running[0], 0)
+    scene.tick()
+    scene.ray.finish(scene.ray.running[0], 2)
+    scene.tick()
+    scene.clock.now += POLICY.sweep_every_s
+    scene.tick()
+    assert sorted(packages.iterdir()) == sorted([files["failed"], files["waiting"], files["young"]])
+    scene.clock.now += POLICY.keep_packages_s
+    scene.tick()
+    assert sorted(packages.iterdir()) == sorted([files["waiting"], files["young"]])
+
+
+def test_a_queue_of_the_version_before_goes_on_in_this_one(tmp_path: Path) -> None:
+    """Format 1 knew neither labels nor bundles nor limits of progress."""
+    with Store(tmp_path) as store:
+        store.add([NewJob("old", "true")], time.time())
+    with sqlite3.connect(tmp_path / "queue.sqlite") as db:
+        db.executescript(
+            "DROP INDEX in_turn; DROP INDEX by_end;"
+            "ALTER TABLE jobs DROP COLUMN labels; ALTER TABLE jobs DROP COLUMN bundles;"
+            "ALTER TABLE jobs DROP COLUMN stalled_after; ALTER TABLE jobs DROP COLUMN allow_pending;"
+            "ALTER TABLE jobs DROP COLUMN no_room_since;"
+            "ALTER TABLE attempts DROP COLUMN mark; ALTER TABLE attempts DROP COLUMN moved_at;"
+            "CREATE INDEX in_order ON jobs (state, priority DESC, user, id);"
+            "UPDATE settings SET value = '1' WHERE key = 'format';"
+        )
+    db.close()
+    with Store(tmp_path) as store:
+        store.add([NewJob("new", "true", labels=("gpu",), bundles=FOUR_CPUS)], time.time())
+        assert [(job.name, job.labels, job.bundles) for job in store.jobs()] == [
+            ("old", (), None),
+            ("new", ("gpu",), FOUR_CPUS),
+        ]
 
 
 def test_a_queue_of_a_later_version_is_left_alone(tmp_path: Path) -> None:

@@ -21,13 +21,19 @@ POLICY = Policy(capacity={"GPU": 3}, backoff_s=30, lost_after_s=60, start_within
 # Where commits are fast; what SQLite promises of a disk is not what is tested.
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 FAULTS = st.dictionaries(
-    st.sampled_from(["submit", "submit", "status", "stop", "list", "nodes"]),
+    st.sampled_from(["submit", "submit", "status", "stop", "list", "nodes", "mark"]),
     st.sampled_from(["down", "lost", "late", "kill", "killed after", "stall"]),
     min_size=1,
     max_size=2,
 )
 SETTINGS = st.fixed_dictionaries(
-    {"priority": st.integers(0, 2), "user": st.integers(0, 1), "retries": st.integers(0, 2), "gpus": st.integers(0, 2)}
+    {
+        "priority": st.integers(0, 2),
+        "user": st.integers(0, 1),
+        "retries": st.integers(0, 2),
+        "gpus": st.integers(0, 2),
+        "stalled_after": st.sampled_from([None, None, 90.0]),
+    }
 )
 SECONDS = st.sampled_from([5.0, 31.0, 61.0, 700.0])
 EXIT_CODES = st.sampled_from([0, 0, 0, 1, 2, -9])
@@ -70,7 +76,15 @@ class QueueAndRay(RuleBasedStateMachine):
             assert any(self.client.job(needed).state in ("failed", "stopped", "lost") for needed in after)
             return multiple()
 
-    def job(self, priority: int, user: int, retries: int, gpus: int, after: tuple[int, ...] = ()) -> NewJob:
+    def job(
+        self,
+        priority: int,
+        user: int,
+        retries: int,
+        gpus: int,
+        stalled_after: float | None = None,
+        after: tuple[int, ...] = (),
+    ) -> NewJob:
         self.names += 1
         return NewJob(
             f"job{self.names}",
@@ -80,6 +94,7 @@ class QueueAndRay(RuleBasedStateMachine):
             after=after,
             retries=retries,
             resources={"GPU": gpus},
+            stalled_after=stalled_after,
         )
 
     @rule(job=jobs)

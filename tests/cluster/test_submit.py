@@ -16,9 +16,11 @@ import yaml
 from cluster import jobqueue, package
 from cluster.errors import QueueError, SubmitError
 from cluster.package import contents, pack
+from cluster.prepare import declared_bundles, declared_resources, entrypoint, grid_points
 from cluster.ray_jobs import RayJobs, check_address
+from cluster.room import Bundles, Room
 from cluster.store import Store
-from cluster.submit import declared_resources, entrypoint, submit
+from cluster.submit import submit
 from library.config import to_yaml
 from workloads.run import read_config
 
@@ -61,6 +63,23 @@ def submitted(working_dir: Path, *words: str, **settings: object) -> dict[str, o
         **settings,  # type: ignore[arg-type]
     )
     return jobqueue.show(done["jobs"][0]["job"], folder)
+
+
+def trains(working_dir: Path, scenes: Path) -> None:
+    """Its config is a training's from here on."""
+    config = {
+        "workload": "denoise",
+        "name": "run",
+        "storage": "/data/runs",
+        "model": {"kind": "nafnet", "width": 4},
+        "dataset": {"kind": "synthetic", "scenes": str(scenes), "held_out": 0.34, "crop": 32, "validation_crop": 168},
+        "losses": {"l1": {"weight": 1.0}},
+        "batch_size": 2,
+        "steps": 20,
+        "validate_every": 20,
+        "checkpoint_every": 20,
+    }
+    (working_dir / "configs" / "simulate.yaml").write_text(yaml.safe_dump(config))
 
 
 # --- what travels -----------------------------------------------------------------------------------------------------
@@ -185,6 +204,78 @@ def test_what_scaling_asks_for_is_what_a_job_needs() -> None:
     assert declared_resources({"scaling": {"workers": 4, "min_workers": 2}}) == {"CPU": 2.0}
     assert declared_resources({"scaling": {"workers": 0, "min_workers": None}}) == {}
     assert declared_resources({}) == {}
+
+
+def test_bundles_are_what_must_be_there_before_it_can_begin() -> None:
+    training = {"workers": 4, "min_workers": None, "cpus_per_worker": 2, "gpus_per_worker": 1}
+    assert declared_bundles({"scaling": training}) == Bundles(4, {"CPU": 2.0, "GPU": 1.0})
+    assert declared_bundles({"scaling": {**training, "min_workers": 1}}) == Bundles(1, {"CPU": 2.0, "GPU": 1.0})
+    actors = {"workers": 8, "cpus_per_worker": 2, "gpus_per_worker": 0}
+    assert declared_bundles({"scaling": actors}) == Bundles(1, {"CPU": 2.0})
+    assert declared_bundles({"scaling": {**training, "workers": 0}}) is None
+    assert declared_bundles({}) is None
+
+
+def test_what_the_cluster_has_no_room_for_is_refused_before_it_is_queued(working_dir: Path, scenes: Path) -> None:
+    trains(working_dir, scenes)
+    folder = working_dir.parent / "queue"
+    with Store(folder) as store:
+        store.note("room", Room((({"CPU": 1.0, "GPU": 0.0}, 3),)).to_json())
+    submitted(working_dir)
+    scaling = ("scaling.cpus_per_worker=2", "scaling.workers=2")
+    with pytest.raises(SubmitError, match="needs 4 CPU in bundles of 2, and the largest node has 1"):
+        submitted(working_dir, *scaling, name="big")
+    assert submitted(working_dir, *scaling, name="big", allow_pending=True)["state"] == "queued"
+    with Store(folder) as store:
+        store.note("room", Room((({"CPU": 1.0, "GPU": 0.0}, 3),), grows=True).to_json())
+    assert submitted(working_dir, *scaling, name="bigger")["state"] == "queued"
+
+
+# --- a grid -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_grid_is_the_product_of_its_words() -> None:
+    assert grid_points([]) == [[]]
+    assert grid_points(["a=1,2", "b=[x, y],{c: [1,2]}"]) == [
+        ["a=1", "b=[x, y]"],
+        ["a=1", "b={c: [1,2]}"],
+        ["a=2", "b=[x, y]"],
+        ["a=2", "b={c: [1,2]}"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [(["a"], "is not KEY=VALUE"), (["a=1,"], "is not"), (["a=1,1"], "twice"), (["a=1", "a=2"], "names a key twice")],
+)
+def test_what_is_no_grid_is_refused(words: list[str], why: str) -> None:
+    with pytest.raises(SubmitError, match=why):
+        grid_points(words)
+
+
+def test_each_job_of_a_grid_writes_into_a_folder_of_its_own(working_dir: Path) -> None:
+    submitted(working_dir, grid=["dataset.crop=64,96", "seed=1,2"])
+    folder = working_dir.parent / "queue"
+    jobs = [jobqueue.show(row["job"], folder) for row in jobqueue.status(folder)["jobs"]]
+    points = ["crop-64-seed-1", "crop-64-seed-2", "crop-96-seed-1", "crop-96-seed-2"]
+    assert [job["name"] for job in jobs] == [f"simulate-{point}" for point in points]
+    resolved = [yaml.safe_load(job["metadata"]["resolved"]) for job in jobs]
+    assert [config["output"] for config in resolved] == [f"/data/suite/{point}" for point in points]
+    assert [config["dataset"]["crop"] for config in resolved] == [64, 64, 96, 96]
+
+
+def test_each_training_of_a_grid_is_a_run_of_its_own_name(working_dir: Path, scenes: Path) -> None:
+    trains(working_dir, scenes)
+    submitted(working_dir, grid=["optim.lr=1e-3,3e-3"])
+    folder = working_dir.parent / "queue"
+    for row in jobqueue.status(folder)["jobs"]:
+        resolved = yaml.safe_load(jobqueue.show(row["job"], folder)["metadata"]["resolved"])
+        assert resolved["name"] == row["name"] == f"run-lr-{resolved['optim']['lr']:.0e}".replace("e-0", "e-")
+
+
+def test_a_relative_output_is_refused_in_a_grid_too(working_dir: Path) -> None:
+    with pytest.raises(SubmitError, match="output: suite is relative"):
+        submitted(working_dir, "output=suite", grid=["dataset.crop=64,96"])
 
 
 # --- how it is started ------------------------------------------------------------------------------------------------

@@ -1,0 +1,138 @@
+"""RayJobs for Kubernetes: what a config becomes, and what is refused before kubectl is called."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.checks.kubernetes import manifest_faults
+from cluster.checks.versions import read_versions
+from cluster.errors import SubmitError
+from cluster.rayjob import TEMPLATE, kubernetes_name, submit_rayjobs
+from library.config import to_yaml
+from workloads.run import read_config
+
+CONFIG = {
+    "workload": "denoise",
+    "name": "Some_run",
+    "storage": "s3://bucket/runs",
+    "model": {"kind": "nafnet", "width": 4},
+    "dataset": {"kind": "synthetic", "scenes": "/data/scenes", "crop": 32, "validation_crop": 168},
+    "losses": {"l1": {"weight": 1.0}},
+    "batch_size": 8,
+    "steps": 20,
+    "validate_every": 20,
+    "checkpoint_every": 20,
+    "scaling": {"workers": 4, "min_workers": 2, "cpus_per_worker": 3, "gpus_per_worker": 1},
+}
+
+
+def resolve(config: Path, words: Sequence[str]) -> str:
+    return to_yaml(read_config(config, words))
+
+
+@pytest.fixture
+def working_dir(tmp_path: Path) -> Path:
+    top = tmp_path / "project"
+    top.mkdir()
+    (top / "train.yaml").write_text(yaml.safe_dump(CONFIG))
+    return top
+
+
+def manifests(working_dir: Path, *words: str, **settings: Any) -> list[dict[str, Any]]:
+    settings = {"packages": "s3://bucket/packages", "dry_run": True, "upload": lambda *_: None, **settings}
+    text = submit_rayjobs([working_dir / "train.yaml"], words, resolve=resolve, working_dir=working_dir, **settings)
+    return list(yaml.safe_load_all(text))
+
+
+def test_a_config_becomes_a_rayjob_that_kueue_sees_with_the_workers_it_asks_for(working_dir: Path) -> None:
+    (job,) = manifests(working_dir, "seed=3", priority=5, retries=7)
+    template = yaml.safe_load(TEMPLATE.read_text())
+    assert (job["kind"], job["apiVersion"]) == ("RayJob", template["apiVersion"])
+    assert job["metadata"]["name"] == "some-run"
+    assert job["metadata"]["annotations"]["stillgrain/name"] == "Some_run"
+    assert job["metadata"]["labels"] == {
+        **template["metadata"]["labels"],
+        "kueue.x-k8s.io/priority-class": "stillgrain-high",
+    }
+    spec = job["spec"]
+    assert spec["backoffLimit"] == 7
+    assert shlex.split(spec["entrypoint"]) == ["python", "-m", "stillgrain", "run", "train.yaml", "seed=3"]
+    assert yaml.safe_load(spec["runtimeEnvYAML"])["working_dir"].startswith("s3://bucket/packages/")
+    (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+    assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (2, 4, 4)
+    resources = group["template"]["spec"]["containers"][0]["resources"]
+    assert (resources["requests"]["cpu"], resources["limits"]["nvidia.com/gpu"]) == ("3", "1")
+    assert spec["rayClusterSpec"]["headGroupSpec"] == template["spec"]["rayClusterSpec"]["headGroupSpec"]
+
+
+def test_a_grid_gives_a_rayjob_for_each_point_and_no_worker_where_none_is_asked_for(working_dir: Path) -> None:
+    jobs = manifests(working_dir, "scaling={workers: 0}", grid=["optim.lr=1e-3,3e-3"], priority=-1)
+    assert [job["metadata"]["name"] for job in jobs] == ["some-run-lr-1e-3", "some-run-lr-3e-3"]
+    assert [job["spec"]["rayClusterSpec"]["workerGroupSpecs"] for job in jobs] == [[], []]
+    assert {job["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] for job in jobs} == {"stillgrain-low"}
+    assert all("name=Some_run-lr-" in job["spec"]["entrypoint"] for job in jobs)
+
+
+def test_what_is_written_has_no_fault_that_the_check_of_manifests_finds(working_dir: Path) -> None:
+    shipped = [d for file in sorted(TEMPLATE.parent.glob("*.yaml")) for d in yaml.safe_load_all(file.read_text())]
+    written = manifests(working_dir, grid=["optim.lr=1e-3,3e-3"], labels=["night"], priority=5)
+    documents = [(f"{d['kind']}/{d['metadata']['name']}", d) for d in (*shipped, *written)]
+    versions = read_versions(TEMPLATE.parents[2])
+    assert versions is not None
+    assert list(manifest_faults(documents, versions)) == []
+
+
+def test_names_are_what_kubernetes_takes_and_long_ones_stay_apart() -> None:
+    assert kubernetes_name("A.b_c") == "a-b-c"
+    long, other = kubernetes_name("x" * 80 + "1"), kubernetes_name("x" * 80 + "2")
+    assert long != other
+    assert max(len(long), len(other)) <= 47
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "why"),
+    [
+        ((), {"after": ["first"]}, "Kueue lets no job wait for another"),
+        ((), {"packages": "packages"}, "no place that a pod can read"),
+        (("notes=$(id)",), {}, "one of the shells"),
+        ((), {"template": "/nowhere.yaml"}, "template: /nowhere.yaml: FileNotFoundError"),
+        (("storage=runs",), {}, "would be written into Ray's copy"),
+    ],
+)
+def test_what_would_not_run_there_is_refused_here(
+    working_dir: Path, words: tuple[str, ...], settings: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(SubmitError, match=why):
+        manifests(working_dir, *words, **settings)
+
+
+def test_what_is_applied_is_what_a_dry_run_prints_and_the_package_goes_first(
+    working_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = tmp_path / "given.yaml"
+    kubectl = tmp_path / "bin" / "kubectl"
+    kubectl.parent.mkdir()
+    kubectl.write_text(f'#!/bin/sh\n[ -e {tmp_path}/uploaded ] && [ "$*" = "apply -f -" ] && cat > {given}\n')
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{kubectl.parent}:/usr/bin:/bin")
+    uris = []
+
+    def upload(file: Path, uri: str) -> None:
+        uris.append(uri)
+        (tmp_path / "uploaded").write_bytes(file.read_bytes())
+
+    applied = manifests(working_dir, dry_run=False, upload=upload)
+    assert list(yaml.safe_load_all(given.read_text())) == applied == manifests(working_dir)
+    assert yaml.safe_load(applied[0]["spec"]["runtimeEnvYAML"]) == {"working_dir": uris[0]}
+    kubectl.write_text("#!/bin/sh\necho 'error: no such cluster' >&2; exit 1\n")
+    with pytest.raises(SubmitError, match="kubectl apply: error: no such cluster"):
+        manifests(working_dir, dry_run=False, upload=upload)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SubmitError, match="kubectl is not installed here"):
+        manifests(working_dir, dry_run=False, upload=upload)
