@@ -11,7 +11,7 @@ import torch
 from library.ops.cfa import sample_cfa
 from library.pairs.index import Failure, Pair
 from library.pairs.masks import pack_mask
-from library.pairs.store import balanced_demosaic, demosaic_named, mask_file, mosaic_file, picture_file
+from library.pairs.store import balanced_demosaic, demosaic_named, mask_file, mosaic_file, target_file
 
 PAIR = Pair(
     scene="lamp & books",
@@ -118,7 +118,7 @@ def write_pair(
         gt_mosaic=mosaic_file(name, PAIR.gt_sha256),
         f_mosaic=mosaic_file(name, PAIR.f_sha256),
         mask=mask_file(name, PAIR.gt_sha256, PAIR.f_sha256),
-        target=picture_file(name, PAIR.gt_sha256) if stored else None,
+        target=target_file(name, PAIR.gt_sha256, "menon") if stored else None,
         key=f"{name} {shift}",
     )
     shared = pair.overlap

@@ -74,7 +74,7 @@ class Config(Frozen):
     baselines: tuple[Baseline, ...] = BASELINES
     """Classical denoisers to compare with; also bm3d, where its package is installed."""
     suites: dict[Annotated[str, Field(pattern=r"^\w[\w .+-]*$")], Suite] = Field(min_length=1)
-    """What to measure on, by name: {kind: pairs, raws: ..., truth: ...}; also index, clean and srgb_pairs."""
+    """What to measure on, by name: {kind: pairs, raws: ..., truth: ...}; also prepared, index, clean and srgb_pairs."""
     output: Location
     """Folder for numbers, pictures and the page."""
     crop: Literal["whole"] | Annotated[int, Field(gt=160, multiple_of=2)] = 256
@@ -394,6 +394,12 @@ class Evaluator:
             self._scene = None  # or two would be in memory
             asked = self.config.suites[suite]
             crop = None if self.config.crop == "whole" else self.config.crop
-            scene = Scene(sample, of_pictures=asked.of_pictures, noise_free=asked.noise_free, crop=crop)
+            scene = Scene(
+                sample,
+                of_pictures=asked.of_pictures,
+                noise_free=asked.noise_free,
+                crop=crop,
+                prepared=asked.prepared_folder,
+            )
             self._scene = (suite, sample, scene)
         return self._scene[2]

@@ -1,8 +1,7 @@
 """A prepared tree of pairs, memory-mapped: reading a crop touches only the crop and a halo around it.
 
-The truth is demosaiced as it is read, from the clean mosaic with a halo, unless the tree was prepared with stored
-targets: see `library.pairs.prepare` for what that costs and saves. Either way a crop has the values that the whole
-image has there.
+The truth is stored demosaiced, or demosaiced as it is read, from the clean mosaic with a halo: as the tree was prepared
+(see `library.pairs.prepare` for what either costs). A crop has the values that the whole image has there.
 """
 
 from __future__ import annotations
@@ -179,9 +178,14 @@ def mosaic_file(scene: str, sha256: str) -> str:
     return f"arrays/{scene}/{sha256[:16]}.mosaic.npy"
 
 
+def target_file(scene: str, sha256: str, demosaic: str) -> str:
+    """Where a clean raw's camera RGB lies in a prepared folder: float16 (H, W, 3)."""
+    return f"arrays/{scene}/{sha256[:16]}.{demosaic}.target.npy"
+
+
 def picture_file(scene: str, sha256: str) -> str:
-    """Where an image's RGB lies in a prepared folder: float16 (H, W, 3), a clean image's camera RGB, or a picture."""
-    return f"arrays/{scene}/{sha256[:16]}.target.npy"
+    """Where a picture lies in a prepared folder, clean or noisy: float16 (H, W, 3), in linear light."""
+    return f"arrays/{scene}/{sha256[:16]}.picture.npy"
 
 
 def mask_file(scene: str, gt_sha256: str, f_sha256: str) -> str:

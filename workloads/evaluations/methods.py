@@ -40,6 +40,7 @@ from library.ops.levels import quantize
 from library.ops.tiles import Tile
 from library.ops.transfer import srgb_decode
 from workloads.evaluations.darktable import develop_with_darktable
+from workloads.evaluations.prepared import open_pair
 from workloads.evaluations.suites import Develop, Sample
 from workloads.suite import centre, color_matrix, demosaiced, read_truth, unsaturated
 
@@ -67,7 +68,7 @@ PICTURE_DOMAINS: dict[Develop, str] = {
     "darktable": "by darktable's defaults, of a linear DNG",
 }
 """How a picture is developed to be looked at."""
-MASK = "Pixels whose truth saturates do not count."
+MASK = "Pixels whose truth saturates do not count, nor what a prepared pair's mask leaves out."
 NOISY = "noisy"
 LABELS = {
     NOISY: "input",
@@ -86,21 +87,28 @@ class Scene:
 
     A display picture is the raw of a camera whose colours are Rec.2020's own, balanced, and has no mosaic.
 
-    crop    pixels a side; None for the whole
-    raises  RawFileError, ImageFileError for files that cannot be compared
+    crop      pixels a side; None for the whole
+    prepared  folder that a prepared pair lies in
+    raises    RawFileError, ImageFileError for files that cannot be compared; DataError for a pair that is not there
     """
 
-    def __init__(self, sample: Sample, *, of_pictures: bool, noise_free: bool, crop: int | None) -> None:
+    def __init__(
+        self, sample: Sample, *, of_pictures: bool, noise_free: bool, crop: int | None, prepared: str | None = None
+    ) -> None:
         self.sample = sample
         self.raw: RawImage | None = None
+        valid: Tensor | None = None
         if of_pictures:
             self._noisy, whole = _linear_picture(sample.noisy), _linear_picture(sample.truth)
             if self._noisy.shape != whole.shape:
                 raise ImageFileError(sample.truth, f"and {sample.noisy} differ in size: give the same pixels")
             self.matrix = XYZ_TO_LIN_REC2020[None]
         else:
-            raw = read_raw(sample.noisy)
-            whole = read_truth(Path(sample.truth), raw)
+            if prepared is None or sample.pair is None:
+                raw = read_raw(sample.noisy)
+                whole = read_truth(Path(sample.truth), raw)
+            else:
+                raw, whole, valid = open_pair(prepared, sample.pair)
             self.raw = _without_noise(raw, whole) if noise_free else raw
             self.matrix = color_matrix(raw)
         height, width = whole.shape[-2:]
@@ -113,8 +121,12 @@ class Scene:
         self.mask = (
             (self.truth < 1).all(dim=1, keepdim=True).float() if self.raw is None else unsaturated(self.truth, self.raw)
         )
+        if valid is not None:
+            self.mask *= self.crop(valid)
         if not self.mask.any():
-            raise ImageFileError(sample.truth, "is white all over its centre, so there is nothing to compare")
+            raise ImageFileError(
+                sample.truth, "is white all over its centre, or nothing counts there, so there is nothing to compare"
+            )
 
     def crop(self, whole: Tensor) -> Tensor:
         """What of a (1, 3, H, W) picture is compared."""
@@ -438,7 +450,7 @@ class OnnxFile(_Network):
 def network(name: str, path: str, *, tile: int, precision: Precision, device: str) -> RawBundle | RgbBundle:
     """Of a bundle, whichever input it takes. Raises `BundleError`."""
     bundle = load_bundle(path)
-    kind = RawBundle if bundle.model.in_channels == 4 else RgbBundle
+    kind = RgbBundle if bundle.model.in_channels == 3 else RawBundle
     return kind(name, bundle, tile=tile, precision=precision, device=device)
 
 

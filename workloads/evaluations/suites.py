@@ -14,8 +14,11 @@ import pyarrow.parquet
 from pydantic import Field, field_validator, model_validator
 
 from library.config import Frozen, Location
+from library.datasets.paired import Quality
 from library.errors import DataError, RawFileError
 from library.files.raw import read_raw
+from library.pairs.index import Pair, read_index
+from library.pairs.split import Split
 from workloads.suite import find_pairs
 
 _PICTURE_SUFFIXES = frozenset([".png", ".tif", ".tiff", ".jpg", ".jpeg", ".jxl"])
@@ -30,6 +33,7 @@ class Sample(NamedTuple):
     truth   EXR in camera RGB, or picture
     scene   images of one scene are not independent: intervals are over scenes
     score   MS-SSIM of the noisy image, 1 without noise
+    pair    key in the index of a prepared folder; the paths are then of its arrays
     """
 
     name: str
@@ -40,6 +44,7 @@ class Sample(NamedTuple):
     iso: float | None = None
     score: float | None = None
     split: str | None = None
+    pair: str | None = None
 
 
 class Buckets(Frozen):
@@ -107,6 +112,11 @@ class _Filtered(Frozen):
     def noise_free(self) -> bool:
         """Whether the truth itself is what a method is given."""
         return False
+
+    @property
+    def prepared_folder(self) -> str | None:
+        """Where its images are pairs that were prepared."""
+        return None
 
     def samples(self) -> list[Sample]:
         """Sorted by name. A raw that cannot be read passes the filters of camera and ISO: it will be named as failed,
@@ -259,7 +269,62 @@ class SrgbPairs(_Filtered):
         return [Sample(name, file, truth, scene=name) for name, (file, truth) in found.items()]
 
 
-Recorded = Annotated[Pairs | Index, Field(discriminator="kind")]
+class Prepared(_Filtered):
+    """Pairs of clean and noisy raws that `workload: prepare` made: scenes that a training left out. X-Trans pairs are
+    not among them, since networks for mosaics are given Bayer ones."""
+
+    kind: Literal["prepared"] = "prepared"
+    prepared: Location
+    """The folder that `workload: prepare` made, which every node must see at the same path."""
+    part: Literal["test", "validation", "unseen"] = "test"
+    """Which scenes, as `scenes` tells them apart."""
+    scenes: Split = Split()
+    """The training's `dataset.split`."""
+    quality: Quality = Quality()
+    """Which pairs are good enough, as in the training's `dataset.quality`; what it says of crops is not asked."""
+
+    @property
+    def prepared_folder(self) -> str | None:
+        return self.prepared
+
+    def _all(self) -> list[Sample]:
+        rows = [row for row in read_index(self.prepared) if isinstance(row, Pair)]
+        names = sorted({row.scene for row in rows})
+        # A part of few scenes is what the training takes, which needs one for itself; the others go by name alone.
+        if self.part == "validation":
+            parts = self.scenes.parts(names)
+        else:
+            parts = {name: self.scenes.part_of(name) for name in names}
+        noisy = [row for row in rows if parts[row.scene] == self.part and not row.f_is_clean]
+        found = [row for row in noisy if row.sensor == "Bayer" and self.quality.accepts(row)]
+        if not found:
+            raise DataError(
+                f"{self.prepared}: of {len(names)} scenes {sum(part == self.part for part in parts.values())} are for "
+                f"{self.part}, and of their {len(noisy)} noisy images none is of a Bayer sensor and good enough for "
+                f"quality; see `stillgrain data summary {self.prepared}`"
+            )
+        return [self._sample(row) for row in found]
+
+    def _sample(self, row: Pair) -> Sample:
+        folder, truth = Path(self.prepared), row.target or row.gt_mosaic
+        assert row.f_mosaic is not None
+        assert truth is not None
+        iso = "ISO unknown" if row.f_iso is None else f"ISO {row.f_iso:g}"
+        return Sample(
+            # A scene may have one ISO twice, and one noisy image several clean ones.
+            f"{row.scene}/{iso} {row.f_sha256[:6]}-{row.gt_sha256[:6]}",
+            str(folder / row.f_mosaic),
+            str(folder / truth),
+            scene=row.scene,
+            camera=row.camera or None,
+            iso=row.f_iso,
+            score=row.rgb_msssim,
+            split=self.part,
+            pair=row.key,
+        )
+
+
+Recorded = Annotated[Pairs | Index | Prepared, Field(discriminator="kind")]
 
 
 class Clean(Frozen):
@@ -284,6 +349,10 @@ class Clean(Frozen):
         return True
 
     @property
+    def prepared_folder(self) -> str | None:
+        return self.of.prepared_folder
+
+    @property
     def develop(self) -> Develop:
         return self.of.develop
 
@@ -298,7 +367,7 @@ class Clean(Frozen):
         return list(found.values())
 
 
-Suite = Annotated[Pairs | Index | SrgbPairs | Clean, Field(discriminator="kind")]
+Suite = Annotated[Pairs | Index | Prepared | SrgbPairs | Clean, Field(discriminator="kind")]
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -313,7 +382,9 @@ _GROUPS: dict[str, Callable[[Any], Any]] = {"scene": str, "camera": str, "iso": 
 
 def _with_facts(sample: Sample) -> Sample | None:
     """With camera and ISO from the raw file, where nothing else told them. None when it cannot be read."""
-    if (sample.camera is not None and sample.iso is not None) or Path(sample.noisy).suffix.lower() in _PICTURE_SUFFIXES:
+    if sample.pair is not None or (sample.camera is not None and sample.iso is not None):
+        return sample
+    if Path(sample.noisy).suffix.lower() in _PICTURE_SUFFIXES:
         return sample
     try:
         raw = read_raw(sample.noisy)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from library.datasets.samples import dead_leaves
+from library.files.raw import read_raw
 from library.pairs.align import Mosaic, align
 
 HEIGHT, WIDTH, MARGIN = 384, 512, 110
@@ -16,7 +18,7 @@ TINTS = np.array([[0.5, 1.0], [1.0, 0.6]], np.float32)
 @pytest.fixture(scope="module")
 def scene() -> np.ndarray:
     """(H, W, 3) float32 with edges at all scales."""
-    return dead_leaves(HEIGHT + WIDTH, np.random.default_rng(1))
+    return dead_leaves(740, np.random.default_rng(1), smallest_radius=6)
 
 
 def light(scene: np.ndarray, top: int, left: int) -> np.ndarray:
@@ -139,3 +141,22 @@ def test_levels_and_sizes_of_the_two_images_may_differ(scene: np.ndarray) -> Non
         f, counts=f.counts[: HEIGHT - 24, : WIDTH - 40] // 4, black_level=(BLACK / 4,) * 4, white_level=WHITE / 4
     )
     assert align(gt, moved).shift == (-3, 4)
+
+
+@pytest.mark.parametrize("name", ["canon_powershot_s40_crw_0118.crw", "canon_eos_550d_magiclantern_colorchart.dng"])
+def test_a_photograph_is_found_again_elsewhere_darker_and_under_noise(name: str, shared_data: Path) -> None:
+    raw = read_raw(shared_data / "raw" / name)
+    levels = tuple(float(level) for level in raw.black_level.flat)
+    span = raw.white_level - levels[0]
+    height, width = raw.mosaic.shape[0] // 2 * 2 - 120, raw.mosaic.shape[1] // 2 * 2 - 120
+    gt = Mosaic(raw.mosaic[60 : 60 + height, 60 : 60 + width], levels, raw.white_level)
+    rng = np.random.default_rng(0)
+    for dy, dx in ((0, 0), (2, -4), (-14, 22), (58, -60)):  # whole tiles, or the colours would change places
+        seen = raw.mosaic[60 + dy : 60 + dy + height, 60 + dx : 60 + dx + width].astype(np.float32) - levels[0]
+        noisy = 0.5 * seen + np.sqrt(2e-3 * span * np.maximum(seen, 0) + (0.01 * span) ** 2) * rng.standard_normal(
+            seen.shape
+        )
+        counts = np.clip(np.round(noisy + 4096), 0, 65535).astype(np.uint16)
+        found = align(gt, Mosaic(counts, (4096.0,) * 4, 4096.0 + span))
+        assert found.shift == (dy, dx)
+        assert found.ok

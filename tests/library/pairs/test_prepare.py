@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from library.config import validate
+from library.datasets.samples import dead_leaves
 from library.errors import ConfigError
 from library.files.exr import write_exr
 from library.pairs.generate import Planted, PlantedFile, generate, true_gain, true_movers, true_shift
@@ -203,7 +205,7 @@ def test_how_an_image_is_cut_into_tiles_changes_no_mask(scene: Path, tmp_path: P
         assert (mask != masks[1024][path]).mean() < 1e-3
 
 
-def test_stored_targets_are_the_truth_that_is_else_recomputed(scene: Path, tmp_path: Path) -> None:
+def test_a_stored_truth_is_what_is_else_recomputed_for_each_crop(scene: Path, tmp_path: Path) -> None:
     stores = []
     for targets in ("recomputed", "stored"):
         rows, _ = prepare(scene, tmp_path / targets, Settings(tile=256, targets=targets))
@@ -217,8 +219,6 @@ def test_stored_targets_are_the_truth_that_is_else_recomputed(scene: Path, tmp_p
 
 def test_pictures_in_linear_light_are_pairs_of_their_own_kind(tmp_path: Path) -> None:
     """RawNIND's X-Trans images are EXRs that another program demosaiced."""
-    from library.datasets.samples import dead_leaves
-
     scene = dead_leaves(420, np.random.default_rng(4)) * 0.6
     folder = tmp_path / "tree" / "X-Trans" / "garden"
     (folder / "gt").mkdir(parents=True)
@@ -240,6 +240,19 @@ def test_pictures_in_linear_light_are_pairs_of_their_own_kind(tmp_path: Path) ->
     assert pair.rgb_msssim is not None
 
 
+def test_xtrans_raws_are_pairs_of_pictures(tmp_path: Path) -> None:
+    """Shifts would not keep the phase of their 6 x 6 tiles."""
+    planted = generate(tmp_path / "tree", scenes=0, xtrans=1, width=320, height=256)
+    rows, _ = prepare(planted.folder, tmp_path / "out")
+    pairs = [row for row in rows if isinstance(row, Pair)]
+    assert len(pairs) > 2
+    for pair in pairs:
+        gt, f = of(planted, pair.gt_path), of(planted, pair.f_path)
+        assert (pair.sensor, pair.shift_y, pair.shift_x) == ("X-Trans", *true_shift(gt, f))
+        assert pair.rgb_gain == pytest.approx(true_gain(gt, f), rel=0.02)
+        assert pair.cfa is pair.gt_mosaic is pair.raw_gain is None
+
+
 def test_a_raw_and_a_picture_are_no_pair(scene: Path, tmp_path: Path) -> None:
     write_exr(scene / "lamp" / "picture.exr", np.full((200, 200, 3), 0.2, np.float32), chromaticities="rec2020")
     rows, _ = prepare(scene, tmp_path / "out")
@@ -258,7 +271,5 @@ def test_a_disk_that_cannot_be_written_fails_the_scene_and_leaves_what_was_made(
 
 
 def test_an_unknown_demosaic_is_refused_before_anything_is_read() -> None:
-    from library.config import validate
-
     with pytest.raises(ConfigError, match=r"demosaic.*'nearest'.*menon"):
         validate(Settings, {"demosaic": "nearest"}, "test")

@@ -18,6 +18,7 @@ from library.pairs.index import Pair, write_index
 from library.pairs.store import DEMOSAICS, HALO, PairStore, balanced_demosaic, demosaic_named
 from tests.prepared_pairs import BLACK, FAILED, WHITE, normalized, smooth_scene, synthetic_mask, write_pair
 
+SIDES = (32, 36)
 SHIFTS = [(0, 0), (2, -4), (-2, 4), (3, 5), (-3, 1), (1, -6), (-5, -7)]
 
 
@@ -34,8 +35,10 @@ def all_crops(size: tuple[int, int], side: int) -> list[tuple[int, int]]:
 def test_a_mask_lies_on_its_clean_image_for_every_crop_parity_and_sign_of_a_shift(
     shift: tuple[int, int], tmp_path: Path
 ) -> None:
-    store = store_of(tmp_path, pair := write_pair(tmp_path, shift))
-    gt_rgb = smooth_scene(84, 92)[:, 20:64, 20:72]
+    pair = write_pair(tmp_path, shift, size=SIDES)
+    write_index(tmp_path, [pair])
+    store = PairStore(tmp_path, demosaic="bilinear")
+    gt_rgb = smooth_scene(SIDES[0] + 40, SIDES[1] + 40)[:, 20:-20, 20:-20]
     shared = pair.overlap
     assert store.size(0) == (shared.height, shared.width)
     for top, left in all_crops(store.size(0), 12):
@@ -57,7 +60,7 @@ def test_a_mask_lies_on_its_clean_image_for_every_crop_parity_and_sign_of_a_shif
 def test_a_crops_truth_has_the_bits_of_the_whole_image_demosaiced_once(
     method: str, shift: tuple[int, int], tmp_path: Path
 ) -> None:
-    pair = write_pair(tmp_path, shift)
+    pair = write_pair(tmp_path, shift, size=SIDES)
     write_index(tmp_path, [pair])
     store = PairStore(tmp_path, demosaic=method)
     assert pair.gt_mosaic is not None
@@ -90,9 +93,9 @@ def test_the_halo_covers_what_any_method_looks_at() -> None:
 
 
 def test_levels_follow_the_site_and_nothing_is_clipped(tmp_path: Path) -> None:
-    pair = write_pair(tmp_path, (0, 0))
+    pair = write_pair(tmp_path, (0, 0), size=SIDES)
     assert pair.f_mosaic is not None
-    mosaic = np.full((44, 52), 400, np.uint16)
+    mosaic = np.full(SIDES, 400, np.uint16)
     mosaic[0, 0] = 20000
     np.save(tmp_path / pair.f_mosaic, mosaic)
     noisy = store_of(tmp_path, pair).crop(0, 0, 0, 4, 4).noisy
@@ -102,18 +105,18 @@ def test_levels_follow_the_site_and_nothing_is_clipped(tmp_path: Path) -> None:
 
 
 def test_clean_images_with_themselves_are_the_unpaired_stream(tmp_path: Path) -> None:
-    pair = write_pair(tmp_path, (0, 0))
+    pair = write_pair(tmp_path, (0, 0), size=SIDES)
     alone = replace(pair, f_path=pair.gt_path, f_sha256=pair.gt_sha256, f_mosaic=pair.gt_mosaic, f_is_clean=True)
     alone = replace(alone, key="alone")
     store = store_of(tmp_path, pair, alone)
     assert [store.pairs[i].key for i in store.images] == ["alone"]
     crop = store.clean(0, 4, 8, 12, 12)
-    assert store.clean_size(0) == (44, 52)
+    assert store.clean_size(0) == SIDES
     torch.testing.assert_close(pack_cfa(sample_cfa(crop.target)), crop.noisy)
 
 
 def test_failed_pairs_are_no_pairs_and_do_not_change_the_digest(tmp_path: Path) -> None:
-    pair = write_pair(tmp_path, (0, 0))
+    pair = write_pair(tmp_path, (0, 0), size=SIDES)
     with_failure = store_of(tmp_path, pair)
     assert [p.key for p in with_failure.pairs] == [pair.key]
     write_index(tmp_path, [pair])
@@ -121,14 +124,14 @@ def test_failed_pairs_are_no_pairs_and_do_not_change_the_digest(tmp_path: Path) 
 
 
 def test_a_store_travels_to_another_process(tmp_path: Path) -> None:
-    write_index(tmp_path, [write_pair(tmp_path, (1, 1))])
+    write_index(tmp_path, [write_pair(tmp_path, (1, 1), size=SIDES)])
     store = PairStore(tmp_path, demosaic="bilinear")
     copy = pickle.loads(pickle.dumps(store))
     assert torch.equal(copy.crop(0, 2, 2, 8, 8).target, store.crop(0, 2, 2, 8, 8).target)
 
 
 def test_a_file_that_is_missing_or_damaged_is_named_with_the_remedy(tmp_path: Path) -> None:
-    pair = write_pair(tmp_path, (0, 0))
+    pair = write_pair(tmp_path, (0, 0), size=SIDES)
     store = store_of(tmp_path, pair)
     assert pair.f_mosaic is not None
     for damage in ("cut", "missing"):

@@ -167,7 +167,7 @@ def test_display_pictures_are_paired_by_how_their_names_end(tmp_path: Path):
         ({"names": "("}, r"suites\.s\.pairs\.names: is no regular expression"),
         ({"names": "(?P<author>.)"}, "has a group 'author'; known: scene, camera, iso, score"),
         ({"camera": ["One"]}, r"suites\.s\.pairs\.camera: unknown key; did you mean 'cameras'"),
-        ({"kind": "folder"}, r"suites\.s: .*'pairs', 'index', 'srgb_pairs', 'clean'"),
+        ({"kind": "folder"}, r"suites\.s: .*'pairs', 'index', 'prepared', 'srgb_pairs', 'clean'"),
     ],
 )
 def test_a_bad_suite_is_refused_by_its_key(folder: Path, settings: dict[str, Any], message: str):
