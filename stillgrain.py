@@ -33,10 +33,16 @@ runs_app = typer.Typer(
 app.add_typer(runs_app, name="runs")
 archive_app = typer.Typer(no_args_is_help=True, help="Look at a run over an archive, also while it goes on.")
 app.add_typer(archive_app, name="archive")
+data_app = typer.Typer(no_args_is_help=True, help="Pairs of clean and noisy raws: fetch, sort, check, make up.")
+app.add_typer(data_app, name="data")
 queue_app = typer.Typer(
     no_args_is_help=True, help="Jobs that wait for a Ray cluster: what runs when, in what order, how often."
 )
 app.add_typer(queue_app, name="queue")
+cluster_app = typer.Typer(
+    no_args_is_help=True, help="Check the files that launch a Ray cluster, or run one on this machine."
+)
+app.add_typer(cluster_app, name="cluster")
 
 Words = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Words laid over the file: `optim.lr=1e-4`.")
@@ -50,6 +56,10 @@ Output = Annotated[
 ]
 BundlePath = Annotated[
     str, typer.Option("--bundle", "-b", metavar="BUNDLE", help="Bundle folder, the same folder zipped, or its URI.")
+]
+BackendOption = Annotated[
+    Literal["torch", "onnx", "openvino"],
+    typer.Option(help="What computes the network; onnx and openvino need the extra [export]."),
 ]
 PrecisionOption = Annotated[
     Literal["fp32", "bf16"],
@@ -66,14 +76,21 @@ QueueOption = Annotated[
 AllowClear = Annotated[
     bool, typer.Option("--allow-clear", help="Talk in clear to an address that is not this machine.")
 ]
+ClusterFolder = Annotated[
+    str | None,
+    typer.Option("--folder", metavar="DIR", help="Of the local cluster; left out, ~/.stillgrain/cluster."),
+]
 JobNames = Annotated[list[str], typer.Argument(metavar="JOB...", help="Numbers or names.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON value.")]
+IsolateOption = Annotated[
+    bool, typer.Option("--isolate", help="Decode in a process of its own, which a damaged file may crash or hang.")
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 
 
 @app.command(epilog="Example: `stillgrain run workloads/configs/denoise_demo.yaml steps=200 name=quick`")
 def run(config: ConfigFile, words: Words = None) -> None:
-    """Run a workload: train, infer, simulate, evaluate. Uses the Ray cluster that is there, or starts Ray here."""
+    """Run a workload: prepare, train, infer, simulate, evaluate. On the Ray that is there, or on one started here."""
     from workloads.run import read_config
     from workloads.run import run as run_workload
 
@@ -95,15 +112,64 @@ def check(config: ConfigFile, words: Words = None) -> None:
 def inspect(
     raw: Annotated[Path, typer.Argument(metavar="FILE", help="A raw file.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    isolate: IsolateOption = False,
 ) -> None:
     """Show what is known about a raw file: size, CFA, levels, colour, camera."""
+    from library.files.isolate import read_raw_isolated
     from library.files.raw import read_raw
 
-    facts = read_raw(raw).to_json()
+    facts = (read_raw_isolated if isolate else read_raw)(raw).to_json()
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
         _print_facts(facts)
+
+
+@app.command(epilog="Example: `stillgrain calibrate ~/flats --dark ~/darks -o noise.json`")
+def calibrate(
+    raws: Annotated[
+        list[str], typer.Argument(metavar="FOLDER...", help="Folders or raws; best of something even, out of focus.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The profile; the curves lie beside it as a picture.")
+    ] = Path("noise.json"),
+    dark: Annotated[
+        list[str] | None, typer.Option(metavar="FOLDER", help="Of raws taken with the lens covered; may be repeated.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the noise of cameras, by ISO, from their raws: a profile that `dataset.sensor.table` takes.
+
+    What the pictures do not show well enough is not guessed: it is left out, with the reason."""
+    from workloads.calibration import calibrate as calibrate_cameras
+
+    result = calibrate_cameras(raws, output, dark=dark or (), progress=lambda files: _progress(files, "reading"))
+    typer.echo(json.dumps(result.to_json(), indent=2, ensure_ascii=False) if as_json else str(result))
+    raise typer.Exit(result.exit_code)
+
+
+@app.command(epilog="Example: `stillgrain compare IMG_0001.CR2 denoised/IMG_0001.dng --picture difference.png`")
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A raw, DNG, EXR, TIFF, PNG, JPEG, or a folder of them.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="The same photograph; of a folder, files called alike.")],
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", "-p", metavar="PNG", help="Both and their difference; a folder for folders."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each pair.")] = False,
+    isolate: IsolateOption = False,
+) -> None:
+    """Show what differs between two files of one photograph: levels, means, shadows, highlights, clipping, tags."""
+    from library.inference.compare import compare_paths
+
+    failures = 0
+    for found in compare_paths(first, second, picture=picture, isolate=isolate):
+        if isinstance(found, StillgrainError):
+            failures += 1
+            _say_error(found)
+        else:
+            typer.echo(json.dumps(found.to_json(), ensure_ascii=False) if as_json else str(found))
+    raise typer.Exit(1 if failures else 0)
 
 
 @app.command(epilog="Example: `stillgrain develop *.cr2 -o pictures`")
@@ -131,25 +197,70 @@ def denoise(
     output: Output,
     bundle: BundlePath,
     output_format: Annotated[
-        Literal["dng", "cfa-dng", "exr", "tiff", "png"],
+        Literal["dng", "cfa-dng", "exr", "tiff", "png", "jpeg", "jxl"],
         typer.Option(
-            "--format", "-f", help="dng: demosaiced; cfa-dng: a mosaic; exr: scene-linear; tiff, png: developed."
+            "--format",
+            "-f",
+            help="dng: demosaiced; cfa-dng: a mosaic; exr: scene-linear; tiff, png, jpeg, jxl: developed.",
         ),
     ] = "dng",
+    strength: Annotated[float, typer.Option(min=0, max=1, help="0 keeps the noise as it is, 1 removes it.")] = 1.0,
+    luma: Annotated[
+        float | None, typer.Option(min=0, max=1, help="The same for the noise of luminance; left out, STRENGTH.")
+    ] = None,
+    chroma: Annotated[float | None, typer.Option(min=0, max=1, help="For that of colour.")] = None,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="Mean over eight mirrored and turned forms, for eight times the work.")
+    ] = False,
+    backend: BackendOption = "torch",
     precision: PrecisionOption = "fp32",
     device: DeviceOption = "cpu",
     tile: Annotated[
-        int, typer.Option(help="Packed pixels a side; memory grows with its square, the result stays.")
-    ] = 512,
+        Any,
+        typer.Option(
+            metavar="auto|N",
+            parser=lambda word: word if word == "auto" else int(word),
+            help="Packed pixels a side. auto: as large as memory allows where the result stays the same.",
+        ),
+    ] = "auto",
+    memory: Annotated[
+        float, typer.Option(metavar="GIB", min=0.5, help="What the process may come to, to which `auto` keeps.")
+    ] = 4.0,
+    noise_profile: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="From `calibrate`, for a bundle of CFA planes, which is told the noise."),
+    ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Also OUT/STEM.report.json and .png: what changed, as `compare` shows it.")
+    ] = False,
+    isolate: IsolateOption = False,
 ) -> None:
     """Denoise raw files: OUT/STEM.dng. What is done already is skipped; a bad file harms only itself."""
     from library.bundle import load_bundle
+    from library.files.noise_profile import read_noise_profiles
     from library.inference.archive import denoise_files
+    from library.inference.compare import report_outputs
     from library.inference.engine import Engine
+    from library.inference.strength import Strength
 
-    engine = Engine(load_bundle(bundle), tile=tile, precision=precision, device=device)
-    summary = denoise_files(raws, output, engine, output_format, progress=lambda jobs: _progress(jobs, "denoising"))
+    engine = Engine(
+        load_bundle(bundle),
+        tile=tile,
+        precision=precision,
+        device=device,
+        backend=backend,
+        strength=Strength(strength if luma is None else luma, strength if chroma is None else chroma),
+        ensemble=ensemble,
+        memory=int(memory * 2**30),
+        noise=None if noise_profile is None else read_noise_profiles(noise_profile),
+    )
+    typer.echo(str(engine.opened), err=True)
+    summary = denoise_files(
+        raws, output, engine, output_format, isolate=isolate, progress=lambda jobs: _progress(jobs, "denoising")
+    )
     typer.echo(str(summary))
+    if report:
+        report_outputs(raws, output, output_format)
     raise typer.Exit(summary.exit_code)
 
 
@@ -258,7 +369,9 @@ def info(
 
 @app.command(epilog="Example: `stillgrain report runs/demo --evaluation runs/demo/evaluation`")
 def report(
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Of a training run, a sweep or an evaluation.")],
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="Of a training run, a sweep, an evaluation or an archive.")
+    ],
     evaluation: Annotated[
         Path | None, typer.Option(help="For a run: output folder of a workload: evaluate, to be shown on its page.")
     ] = None,
@@ -321,15 +434,20 @@ def export(
 
 
 @app.command("verify-tiling", epilog="Example: `stillgrain verify-tiling --bundle runs/demo/bundle`")
-def verify_tiling(bundle: BundlePath, precision: PrecisionOption = "fp32", device: DeviceOption = "cpu") -> None:
+def verify_tiling(
+    bundle: BundlePath,
+    precision: PrecisionOption = "fp32",
+    device: DeviceOption = "cpu",
+    backend: BackendOption = "torch",
+) -> None:
     """Prove on this machine that tiles give what the whole image gives: bit for bit in fp32, within a bound in bf16."""
     from library.bundle import load_bundle
     from library.inference.verify import verify_tiling as verify
 
     with _busy("comparing tiles with the whole image"):
-        report = verify(load_bundle(bundle), precision=precision, device=device)
+        report = verify(load_bundle(bundle), precision=precision, device=device, backend=backend)
     typer.echo(str(report))
-    raise typer.Exit(0 if report.exact or precision == "bf16" else 1)
+    raise typer.Exit(0 if report.exact or not report.promised else 1)
 
 
 @app.command()
@@ -490,7 +608,7 @@ def runs_note(
 
 @app.command(epilog="Example: `stillgrain submit workloads/configs/denoise_demo.yaml optim.lr=1e-3 --priority 5`")
 def submit(
-    config: ConfigFile,
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, or a folder of them.")],
     words: Words = None,
     name: Annotated[str | None, typer.Option(metavar="X", help="Of the job; left out, the config's own.")] = None,
     priority: Annotated[int, typer.Option(metavar="N", help="Higher goes first.")] = 0,
@@ -498,6 +616,34 @@ def submit(
         list[str] | None, typer.Option(metavar="JOB", help="That must have succeeded before; may be repeated.")
     ] = None,
     retries: Annotated[int, typer.Option(metavar="N", help="Further attempts; never after a user's error.")] = 3,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--sweep-grid", metavar="KEY=A,B,C", help="A job for each value; several give their product."),
+    ] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option("--label", metavar="X", help="By which jobs are limited together.")
+    ] = None,
+    stalled_after: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S", help="Seconds without progress until it is stopped and tried again; left out, a day."
+        ),
+    ] = None,
+    allow_pending: Annotated[
+        bool, typer.Option("--allow-pending", help="Take what no node has room for yet: some will come.")
+    ] = False,
+    backend: Annotated[
+        Literal["queue", "kuberay"], typer.Option(help="kuberay: RayJobs for Kubernetes, which Kueue starts.")
+    ] = "queue",
+    packages: Annotated[
+        str | None, typer.Option(metavar="URI", help="For kuberay: where pods find the packed working directory.")
+    ] = None,
+    template: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="For kuberay: left out, cluster/kuberay/rayjob.yaml.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="For kuberay: print the manifests, apply nothing.")
+    ] = False,
     user: Annotated[str | None, typer.Option(help="Whose job it is; left out, who is logged in.")] = None,
     working_dir: Annotated[Path, typer.Option(metavar="DIR", help="What travels to the cluster.")] = Path("."),
     queue: QueueOption = None,
@@ -505,14 +651,39 @@ def submit(
 ) -> None:
     """Put a config, or a folder of them, into the queue. Neither cluster nor dispatcher need be there."""
     from cluster.jobqueue import DEFAULT_FOLDER
+    from cluster.rayjob import TEMPLATE, submit_rayjobs
+    from cluster.submit import STALLED_AFTER_S
     from cluster.submit import submit as put
     from library.config import to_yaml
+    from library.files.places import place
     from workloads.run import read_config
 
+    def resolve(file: Path, its_words: Any) -> str:
+        return to_yaml(read_config(file, its_words))
+
+    if backend == "kuberay":
+        text = submit_rayjobs(
+            [config],
+            words or [],
+            resolve=resolve,
+            packages=packages or "",
+            upload=lambda file, uri: place(uri).write_bytes(file.read_bytes()),
+            working_dir=working_dir,
+            name=name,
+            priority=priority,
+            after=after or [],
+            retries=retries,
+            grid=grid or [],
+            labels=labels or [],
+            template=template or TEMPLATE,
+            dry_run=dry_run,
+        )
+        typer.echo(text, nl=False)
+        return
     done = put(
         [config],
         words or [],
-        resolve=lambda file, its_words: to_yaml(read_config(file, its_words)),
+        resolve=resolve,
         folder=queue or DEFAULT_FOLDER,
         working_dir=working_dir,
         name=name,
@@ -520,6 +691,10 @@ def submit(
         priority=priority,
         after=after or [],
         retries=retries,
+        grid=grid or [],
+        labels=labels or [],
+        stalled_after=stalled_after or STALLED_AFTER_S,
+        allow_pending=allow_pending,
     )
     _print_rows(done["jobs"], as_json, whole=done)
 
@@ -527,12 +702,16 @@ def submit(
 @queue_app.command("status", epilog="Example: `stillgrain queue status`")
 def queue_status(
     every: Annotated[bool, typer.Option("--all", help="Also all that have ended, not only the last ten.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="A live table, until Ctrl-C.")] = False,
     queue: QueueOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the jobs: what runs, what waits and for what, what has ended."""
     from cluster.jobqueue import DEFAULT_FOLDER, status
 
+    if watch:
+        _watch(lambda: status(queue or DEFAULT_FOLDER, ended=None if every else 10), _queue_view)
+        return
     found = status(queue or DEFAULT_FOLDER, ended=None if every else 10)
     _print_rows(found["jobs"], as_json, whole=found)
 
@@ -600,13 +779,15 @@ def queue_resume(queue: QueueOption = None) -> None:
     typer.echo(json.dumps(resume(queue or DEFAULT_FOLDER)))
 
 
-@queue_app.command("limit", epilog="Example: `stillgrain queue limit anna 2`")
+@queue_app.command("limit", epilog="Example: `stillgrain queue limit anna 2`, `stillgrain queue limit label:gpu 4`")
 def queue_limit(
-    user: str,
+    user: Annotated[
+        str, typer.Argument(metavar="USER", help="`*`: who has no limit of their own; `label:X`: a label.")
+    ],
     most: Annotated[int | None, typer.Argument(metavar="[N]", help="Left out, there is no limit.")] = None,
     queue: QueueOption = None,
 ) -> None:
-    """How many jobs of a user run at a time."""
+    """How many jobs of a user, or of a label, run at a time."""
     from cluster.jobqueue import DEFAULT_FOLDER, limit
 
     typer.echo(json.dumps(limit(user, most, queue or DEFAULT_FOLDER)))
@@ -618,6 +799,15 @@ def queue_dispatch(
     job_slots: Annotated[
         int | None, typer.Option(metavar="N", help="Jobs at a time; left out, as the nodes say.")
     ] = None,
+    cluster_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--cluster", metavar="FILE", help="Of `ray up`: what nodes can come. Left out, those that are seen."
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Of loopback, for Prometheus; left out, none.")
+    ] = None,
     moved: Annotated[bool, typer.Option("--moved", help="The cluster of running jobs has this address now.")] = False,
     until_idle: Annotated[bool, typer.Option("--until-idle", help="End when nothing is left to do.")] = False,
     queue: QueueOption = None,
@@ -626,11 +816,234 @@ def queue_dispatch(
     """Start the queue's jobs on a cluster and follow them, until stopped. One process; jobs outlive it."""
     from cluster.dispatcher import Policy
     from cluster.jobqueue import DEFAULT_FOLDER, dispatch
+    from cluster.room import room_of_cluster_file
 
-    policy = Policy(job_slots=job_slots)
+    policy = Policy(job_slots=job_slots, room=None if cluster_file is None else room_of_cluster_file(cluster_file))
     dispatch(
-        address, queue or DEFAULT_FOLDER, policy=policy, moved=moved, until_idle=until_idle, allow_clear=allow_clear
+        address,
+        queue or DEFAULT_FOLDER,
+        policy=policy,
+        moved=moved,
+        until_idle=until_idle,
+        allow_clear=allow_clear,
+        metrics_port=metrics_port,
     )
+
+
+@cluster_app.command("check", epilog="Example: `stillgrain cluster check cluster.yaml`")
+def cluster_check(
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Left out, every one that is in this folder.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find faults in launcher files and Kubernetes manifests, without a cluster. Exit code 1 if there are any."""
+    from cluster.check import check as find_faults
+
+    findings = find_faults(files or [])
+    typer.echo(json.dumps(findings.to_json(), indent=2, ensure_ascii=False) if as_json else str(findings))
+    raise typer.Exit(1 if findings.faults else 0)
+
+
+@cluster_app.command("up-local", epilog="Example: `stillgrain cluster up-local --nodes 2 --cpus-per-node 2`")
+def cluster_up_local(
+    nodes: Annotated[int, typer.Option(metavar="N", help="Beside the head, which runs no training.")] = 2,
+    cpus_per_node: Annotated[int, typer.Option(metavar="K", help="What Ray is told that each has.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(metavar="K", help="Of this machine, each its own.")] = 0,
+    job_slots: Annotated[int, typer.Option(metavar="N", help="Jobs at a time.")] = 2,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With the token to ask for; left out, a new one.")
+    ] = None,
+    folder: ClusterFolder = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a Ray cluster on this machine: head and nodes as processes, token, dashboard on loopback."""
+    from cluster.local import DEFAULT_FOLDER, up
+
+    with _busy("starting"):
+        found = up(
+            folder or DEFAULT_FOLDER,
+            nodes=nodes,
+            cpus_per_node=cpus_per_node,
+            gpus_per_node=gpus_per_node,
+            job_slots=job_slots,
+            token_file=token_file,
+        )
+    typer.echo(json.dumps(found.to_json(), indent=2) if as_json else str(found))
+
+
+@cluster_app.command("down", epilog="Example: `stillgrain cluster down`")
+def cluster_down(
+    node: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only this one, at once, as a machine does that is lost.")
+    ] = None,
+    folder: ClusterFolder = None,
+) -> None:
+    """End what `up-local` has started, with all jobs there, and nothing else."""
+    from cluster.local import DEFAULT_FOLDER, down
+
+    typer.echo(f"ended: {', '.join(down(folder or DEFAULT_FOLDER, node=node)) or 'nothing was there'}")
+
+
+@data_app.command(
+    "fetch", epilog='Example: `stillgrain data fetch rawnind --to rawnind --from https://HOST --only "*_GT_*"`'
+)
+def data_fetch(
+    dataset: Annotated[str, typer.Argument(metavar="NAME|DOI", help="rawnind, or doi:10.14428/DVN/DEQCIM, say.")],
+    folder: Annotated[Path, typer.Option("--to", metavar="DIR", help="Made if it is not there.")],
+    base_url: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="URL",
+            help="Of the Dataverse repository that keeps it, https://HOST: where a browser arrives that follows the "
+            "DOI.",
+        ),
+    ],
+    only: Annotated[str, typer.Option(metavar="PATTERN", help="Of file names, as a shell has them.")] = "*",
+    connections: Annotated[int, typer.Option(min=1, metavar="N", help="Files at a time.")] = 4,
+    version: Annotated[str, typer.Option(metavar="V", help="Of the data set: 1.0, say.")] = ":latest-published",
+) -> None:
+    """Fetch a data set; go on where it stopped. No file has its name before its bytes have the promised checksum."""
+    from library.pairs.fetch import fetch
+
+    fetched = fetch(
+        dataset,
+        folder,
+        base_url=base_url,
+        version=version,
+        only=only,
+        connections=connections,
+        progress=lambda jobs: _progress(jobs, "fetching"),
+    )
+    typer.echo(str(fetched))
+    raise typer.Exit(fetched.exit_code)
+
+
+@data_app.command("organize", epilog="Example: `stillgrain data organize rawnind --to rawnind/src --dry-run`")
+def data_organize(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Holds the fetched files, at any depth.")],
+    root: Annotated[Path, typer.Option("--to", metavar="ROOT", help="Of the tree; may lie in DIR.")],
+    move: Annotated[
+        bool, typer.Option("--move", help="Take the files out of DIR, where `fetch` will miss them.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+) -> None:
+    """Sort a RawNIND download into ROOT/SENSOR/SCENE/[gt/]. Replaces nothing that is there."""
+    from library.pairs.tree import organize
+
+    organized = organize(source, root, move=move, dry_run=dry_run)
+    typer.echo(str(organized))
+    raise typer.Exit(organized.exit_code)
+
+
+@data_app.command("check", epilog="Example: `stillgrain data check rawnind/src --json | jq .bad`")
+def data_check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Searched with its subfolders.")],
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Files at a time; left out, a core each.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, with every file.")] = False,
+) -> None:
+    """List raws that cannot be read, are not what their names say, are there twice, or are badly exposed."""
+    from library.pairs.check import check
+
+    report = check(folder, workers=workers, progress=lambda jobs: _progress(jobs, "checking"))
+    typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False) if as_json else str(report))
+    raise typer.Exit(report.exit_code)
+
+
+@data_app.command(
+    "to-descriptor", epilog="Example: `stillgrain data to-descriptor runs/prepared --tree rawnind/src -o pairs.yaml`"
+)
+def data_to_descriptor(
+    folder: Annotated[Path, typer.Argument(metavar="PREPARED", help="Folder that `workload: prepare` left.")],
+    tree: Annotated[Path, typer.Option(metavar="ROOT", help="Of the tree it was made of.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="YAML", help="Masks go to a folder beside it.")],
+    crops: Annotated[Path | None, typer.Option(metavar="DIR", help="RawNIND's folder of tiles, to be listed.")] = None,
+) -> None:
+    """Write RawNIND's own descriptor of prepared pairs, for its tools."""
+    from library.pairs.descriptor import export_descriptor
+
+    typer.echo(f"{output}: {len(export_descriptor(folder, tree, output, crops=crops))} pairs")
+
+
+@data_app.command(
+    "from-descriptor",
+    epilog="Example: `stillgrain data from-descriptor pairs.yaml --to runs/theirs --base rawnind/src`",
+)
+def data_from_descriptor(
+    descriptor: Annotated[Path, typer.Argument(metavar="YAML", help="RawNIND_masks_and_alignments.yaml, say.")],
+    folder: Annotated[Path, typer.Option("--to", metavar="PREPARED", help="Made if it is not there.")],
+    base: Annotated[Path, typer.Option(metavar="DIR", help="What relative paths in it count from.")] = Path("."),
+) -> None:
+    """Take over shifts, masks and scores that RawNIND's own tools found, for training here."""
+    from library.pairs.descriptor import import_descriptor
+
+    imported = import_descriptor(descriptor, folder, base=base, progress=lambda items: _progress(items, "reading"))
+    typer.echo(str(imported))
+    raise typer.Exit(imported.exit_code)
+
+
+@data_app.command("generate", epilog="Example: `stillgrain data generate pairs --scenes 12`")
+def data_generate(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Made; must hold nothing yet.")],
+    scenes: Annotated[int, typer.Option(metavar="N", help="Of about five files each.")] = 12,
+    xtrans: Annotated[int, typer.Option(metavar="N", help="Scenes of an X-Trans sensor besides.")] = 0,
+    width: Annotated[int, typer.Option(metavar="PX", help="Of a mosaic; even.")] = 768,
+    height: Annotated[int, typer.Option(metavar="PX", help="Of a mosaic; even.")] = 512,
+    seed: Annotated[int, typer.Option(metavar="N", help="The same seed makes the same bytes.")] = 0,
+    flat: Annotated[
+        bool, typer.Option("--flat", help="All in one folder under download names, for `data organize`.")
+    ] = False,
+) -> None:
+    """Make up a RawNIND of DNGs with known shifts, movers and broken files; what was planted is in planted.json."""
+    from library.pairs.generate import generate
+
+    planted = generate(folder, scenes=scenes, width=width, height=height, seed=seed, flat=flat, xtrans=xtrans)
+    typer.echo(str(planted))
+
+
+@data_app.command("export", epilog="Example: `stillgrain data export runs/prepared -o rawnind-npz`")
+def data_export(
+    prepared: Annotated[Path, typer.Argument(metavar="PREPARED", help="Folder that `workload: prepare` made.")],
+    output: Output,
+    file_format: Annotated[Literal["npz"], typer.Option("--format", help="Of the files: npz, which NumPy reads.")] = (
+        "npz"
+    ),
+) -> None:
+    """Write every prepared pair as a file of its own, for programs of other kinds. Those that are there stay."""
+    from library.pairs.npz import export_npz
+
+    paths = export_npz(prepared, output, progress=lambda pairs: _progress(pairs, "exporting"))
+    typer.echo(f"{output}: {len(paths)} pairs as {file_format}; library/pairs/NPZ.md says what a file holds")
+
+
+@data_app.command("import", epilog="Example: `stillgrain data import rawnind-npz -o runs/imported`")
+def data_import(
+    files: Annotated[Path, typer.Argument(metavar="DIR", help="Of NPZ files, searched with its subfolders.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="PREPARED", help="Prepared folder to make of them.")
+    ],
+) -> None:
+    """Make a prepared folder of NPZ files that keep the contract of `data export`: ready to train on."""
+    from library.pairs.npz import import_npz
+
+    count = import_npz(files, output, progress=lambda paths: _progress(paths, "importing"))
+    typer.echo(f"{output}: {count} pairs")
+
+
+@data_app.command("summary", epilog="Example: `stillgrain data summary runs/prepared`")
+def data_summary(
+    prepared: Annotated[Path, typer.Argument(metavar="PREPARED", help="Folder that `workload: prepare` made.")],
+    most: Annotated[int, typer.Option("--pairs", min=0, metavar="N", help="Shown on the page, the worst first.")] = 24,
+    as_json: JsonOption = False,
+) -> None:
+    """Count prepared pairs by camera, ISO, scene and score, and write a page with those to look at first."""
+    from workloads.pairs_page import write_pairs_page
+
+    summary = write_pairs_page(prepared, most=most, progress=lambda pairs: _progress(pairs, "drawing"))
+    typer.echo(json.dumps(summary.to_json(), indent=2, ensure_ascii=False) if as_json else str(summary))
 
 
 @archive_app.command("status", epilog="Example: `stillgrain archive status ~/denoised --json`")
@@ -646,7 +1059,8 @@ def archive_status(
 
 
 def main() -> None:
-    """Run the command. A user's error is one message and exit code 2; its traceback only with --debug."""
+    """Run the command. A user's error is one message and exit code 2; its traceback only with --debug. Of what is in
+    nobody's hand the code is another, which a queue takes as a reason to try again (see cluster/dispatcher.py)."""
     words = sys.argv[1:]
     from cluster.errors import ClusterError
 
@@ -656,7 +1070,10 @@ def main() -> None:
         if "--debug" in words:
             traceback.print_exc()
         _say_error(error)
-        sys.exit(2)
+        sys.exit(getattr(error, "exit_code", 2))
+    except Exception:
+        traceback.print_exc()
+        sys.exit(70)
 
 
 def _say_error(error: Exception) -> None:
@@ -677,11 +1094,31 @@ def _print_table(renderable: Any) -> None:
     (console if console.is_terminal else Console(highlight=False, width=240)).print(renderable)
 
 
-def _print_rows(rows: list[dict[str, Any]], as_json: bool, whole: Any = None) -> None:
-    """One line a row, or all of it as JSON."""
-    if as_json:
-        typer.echo(json.dumps(rows if whole is None else whole, indent=2, ensure_ascii=False))
-        return
+def _queue_view(found: dict[str, Any]) -> Any:
+    """The queue's state in a line, and its jobs."""
+    from rich.console import Group
+    from rich.text import Text
+
+    dispatcher, counts = found["dispatcher"], found["counts"]
+    line = Text("  ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "no jobs")
+    line.append("  paused" if found["paused"] else "", "bold")
+    line.append(f"  {dispatcher['trouble']}" if dispatcher["at_work"] else "  no dispatcher", "red")
+    return Group(line, _table_of(found["jobs"]))
+
+
+def _watch(read: Any, view: Any) -> None:
+    """Shows what `read` gives anew each second, until Ctrl-C."""
+    import time
+
+    from rich.live import Live
+
+    with contextlib.suppress(KeyboardInterrupt), Live(view(read()), auto_refresh=False, screen=True) as live:
+        while True:
+            time.sleep(1)
+            live.update(view(read()), refresh=True)
+
+
+def _table_of(rows: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -689,7 +1126,15 @@ def _print_rows(rows: list[dict[str, Any]], as_json: bool, whole: Any = None) ->
         table.add_column(str(name))
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
-    _print_table(table if rows else "nothing")
+    return table
+
+
+def _print_rows(rows: list[dict[str, Any]], as_json: bool, whole: Any = None) -> None:
+    """One line a row, or all of it as JSON."""
+    if as_json:
+        typer.echo(json.dumps(rows if whole is None else whole, indent=2, ensure_ascii=False))
+        return
+    _print_table(_table_of(rows) if rows else "nothing")
 
 
 def _busy(what: str) -> contextlib.AbstractContextManager[Any]:

@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from library.errors import ConfigError, DataError
 from library.pairs.generate import read_planted
+from library.pairs.index import write_index
 from stillgrain import app
+from tests.prepared_pairs import FAILED, write_pair
 
 
 def test_a_download_is_made_up_sorted_and_checked(tmp_path: Path):
@@ -37,6 +39,23 @@ def test_a_download_is_made_up_sorted_and_checked(tmp_path: Path):
     assert "1 unreadable" in table.stdout
 
 
+def test_prepared_pairs_go_out_as_npz_come_in_again_and_are_summed_up(tmp_path: Path):
+    prepared, files, again = tmp_path / "prepared", tmp_path / "npz", tmp_path / "again"
+    write_index(prepared, [write_pair(prepared, (2, -4), size=(192, 200)), FAILED])
+    run = CliRunner().invoke
+    out = run(app, ["data", "export", str(prepared), "--format", "npz", "-o", str(files)])
+    assert (out.exit_code, "1 pairs" in out.stdout, len(list(files.rglob("*.npz")))) == (0, True, 1)
+    back = run(app, ["data", "import", str(files), "-o", str(again)])
+    assert (back.exit_code, back.stdout) == (0, f"{again}: 1 pairs\n")
+    found = run(app, ["data", "summary", str(prepared), "--pairs=1"])
+    assert found.exit_code == 0
+    assert "failed: a broken.arw: is truncated (1 pairs)" in found.stdout
+    assert found.stdout.splitlines()[-1] == f"{prepared / 'summary.html'}: 1 pairs of 2 scenes, 1 failed"
+    numbers = json.loads(run(app, ["data", "summary", str(again), "--json"]).stdout)
+    assert (numbers["pairs"], numbers["failed"]) == (1, 0)
+    assert (again / "summary.html").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "error"),
     [
@@ -45,6 +64,9 @@ def test_a_download_is_made_up_sorted_and_checked(tmp_path: Path):
         (["organize", "{}/missing", "--to", "{}"], DataError),
         (["check", "{}"], DataError),
         (["generate", "{}", "--width", "3"], DataError),
+        (["export", "{}", "-o", "{}/npz"], DataError),
+        (["import", "{}", "-o", "{}/prepared"], DataError),
+        (["summary", "{}"], DataError),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
@@ -53,7 +75,7 @@ def test_a_word_that_cannot_be_is_a_users_error(tmp_path: Path, words: list[str]
     assert isinstance(result.exception, error)
 
 
-@pytest.mark.parametrize("command", ["fetch", "organize", "check", "generate"])
+@pytest.mark.parametrize("command", ["fetch", "organize", "check", "generate", "export", "import", "summary"])
 def test_help_teaches_with_an_example(command: str):
     result = CliRunner().invoke(app, ["data", command, "--help"])
     assert result.exit_code == 0

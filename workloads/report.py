@@ -20,6 +20,7 @@ from library.files.places import place
 from library.inference.ledger import Entry, Ledger
 from library.rate_distortion import decibels
 from library.training.recorder import read_metrics
+from workloads.archives.page import is_archive, write_archive_page
 from workloads.charts import AXIS, add_legend, add_line, add_rate_curve, new_axes, png_picture, svg
 from workloads.evaluations.methods import DOMAINS, MASK, METRICS
 from workloads.evaluations.page import HEADLINE, note_of, pictures_of, rows_of, verdict, write_evaluation_page
@@ -63,7 +64,8 @@ def write_report(
 ) -> UPath:
     """Write the page of a folder anew, whichever workload left it, and return its path.
 
-    folder  output of `workload: evaluate` or `sweep`; or a training run, as `write_run_report`, which the rest is for
+    folder  output of `workload: evaluate`, `sweep` or `infer`; or a training run, as `write_run_report`, which the
+            rest is for
     raises  DataError for what is none of these or cannot be read, and for a page that the rest has no place on
     """
     path = place(folder)
@@ -77,7 +79,9 @@ def write_report(
         return write_sweep_page(results)
     if isinstance(path, Path) and is_evaluation(path):
         return write_evaluation_page(Evaluation.read(path))
-    raise DataError(f"{folder}: holds no training run, sweep or evaluation; name the folder of one")
+    if isinstance(path, Path) and is_archive(path):
+        return write_archive_page(path)
+    raise DataError(f"{folder}: holds no training run, sweep, evaluation or archive; name the folder of one")
 
 
 def write_run_report(

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from library.errors import DataError, ImageFileError, RawFileError
 from library.files.exr import read_exr
+from library.files.markesteijn import demosaic
 from library.files.picture import write_png
 from library.files.raw import RAW_SUFFIXES, RawImage
-from library.ops.demosaic import demosaic_malvar
 from library.ops.develop import auto_exposure_ev, develop_camera_rgb
 from library.ops.levels import normalize_levels
 
@@ -96,7 +96,7 @@ def scene_linear(raw: RawImage) -> Tensor:
 
 def demosaiced(raw: RawImage) -> Tensor:
     """(1, 3, H, W) camera RGB, as noisy as the raw."""
-    return demosaic_malvar(scene_linear(raw), cfa=raw.cfa)[None]
+    return demosaic(scene_linear(raw), cfa=raw.cfa, as_shot_white_balance=raw.as_shot_white_balance)[None]
 
 
 def centre(height: int, width: int, side: int, path: str | Path) -> tuple[slice, slice]:

@@ -12,7 +12,8 @@ from library.config import config_class, kinds
 from library.datasets.batch import Batch
 from library.losses import LossConfig, l1, mse
 from library.metrics import masked_mean_per_image, only_valid
-from library.ops.cfa import pack_cfa, sample_cfa, unpack_cfa
+from library.ops.cfa import XTRANS_PHASES, pack_cfa, sample_cfa, unpack_cfa
+from library.ops.cfa_planes import pack_cfa_planes
 from library.ops.color import camera_rgb_to_lin_rec2020, lin_rec2020_to_lin_srgb, xyz_to_lin_srgb
 from library.ops.transfer import gamma22_encode, pq_encode, root_encode, srgb_encode
 from library.training.objective import LARGEST_GAIN, Gain, Objective, Transfer, match_input, match_mean, matching_gain
@@ -299,3 +300,26 @@ def test_an_output_that_is_no_number_where_it_counts_is_never_silent(gain: Gain)
     output, batch = case()
     output[1, 0][batch.mask[1, 0] > 0] = torch.nan
     assert Objective({"l1": l1.Config()}, "srgb", gain)(output, batch)["loss"].isnan()
+
+
+# --- inputs other than packed mosaics ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [3, 5])
+def test_a_matched_input_has_the_brightness_of_the_truth_whatever_kind_of_input_it_is(channels: int):
+    _, batch = case()
+    clean = batch.clean
+    if channels == 5:
+        cfas = ("GBRG", XTRANS_PHASES[1]) * len(clean)
+        mosaics = [0.25 * sample_cfa(picture, cfa) for picture, cfa in zip(clean, cfas, strict=False)]
+        noisy = torch.stack([pack_cfa_planes(m, c, a=1e-3, b=1e-5) for m, c in zip(mosaics, cfas, strict=False)])
+    else:
+        noisy = 0.25 * clean
+    found = Objective({"l1": l1.Config()}, "none", "match_input").network_input(replace(batch, noisy=noisy))
+    if channels == 3:
+        torch.testing.assert_close(found, clean)
+    else:
+        expected = torch.stack([sample_cfa(picture, cfa) for picture, cfa in zip(clean, cfas, strict=False)])
+        torch.testing.assert_close(found[:, 0], expected)
+        assert torch.equal(found[:, 1:4], noisy[:, 1:4])
+        torch.testing.assert_close(found[:, 4], 4 * noisy[:, 4])  # noise grows with the signal
