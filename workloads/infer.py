@@ -23,7 +23,9 @@ from library.bundle import Bundle
 from library.codec_bundle import CodecBundle, load_any
 from library.config import Frozen, Location, to_yaml
 from library.errors import ConfigError, DataError, ImageFileError, RawFileError
+from library.files.dng import Compression
 from library.files.isolate import read_raw_isolated
+from library.files.noise_profile import NoiseProfiles, read_noise_profiles
 from library.files.raw import RawImage
 from library.inference.archive import Archive, MakeAll, Product, Summary, denoiser_settings, jobs_of
 from library.inference.archive_events import Events
@@ -34,7 +36,7 @@ from library.inference.backends.base import BackendName, Precision
 from library.inference.codec import CodecEngine
 from library.inference.engine import SMALLEST_TILE, Engine
 from library.inference.ledger import Ledger, Status
-from library.inference.outputs import Lossiness
+from library.inference.outputs import Encoding
 from library.inference.strength import Strength
 from library.inference.tile_size import DEFAULT_MEMORY, available_memory
 from library.sealed import library_versions
@@ -89,6 +91,8 @@ class Config(Frozen):
     """Copy the `.xmp` files of raws beside their outputs."""
     duplicates: Literal["link", "copy", "make"] = "link"
     """What raws of equal bytes get, under whatever name: one file by several names, copies of it, or each its own."""
+    dng_compression: Compression = "none"
+    """Of dng and cfa-dng. lossless-jpeg: smaller by a quarter to a half, and slower to write."""
     jpeg_quality: int = Field(default=92, ge=1, le=100)
     """Of jpeg, as libjpeg counts it."""
     jxl_distance: float = Field(default=1.0, gt=0, le=25)
@@ -109,6 +113,9 @@ class Config(Frozen):
     backend: BackendName = "torch"
     """What computes the network: onnx (ONNX Runtime) and openvino, on the CPU, need the extra [export] on every
     node. Each must reproduce the bundle's golden tiles there before the first file. Not of sgr."""
+    noise_profile: Location | None = None
+    """What `stillgrain calibrate` wrote: the noise that a bundle of CFA planes is told of, by camera and ISO. Left out,
+    a raw's own NoiseProfile is, or an estimate. Not of sgr."""
     precision: Precision = "fp32"
     """bf16 is refused where it would be seen. openvino with bf16 is the fastest where processors have it."""
     tile: Annotated[int, Field(ge=SMALLEST_TILE)] | Literal["auto"] = "auto"
@@ -141,8 +148,11 @@ class Config(Frozen):
                 raise ValueError("formats: sgr is made by a codec and the others by a denoiser; run them apart")
             if (self.quality is None) == (self.bpp is None):
                 raise ValueError("give either quality (0 to 63) or bpp, the bits per photosite to aim at, for sgr")
-            if self.luma is not None or self.chroma is not None or self.ensemble or self.backend != "torch":
-                raise ValueError("luma, chroma, ensemble and backend are a denoiser's: leave them out for sgr")
+            of_denoiser = (self.luma, self.chroma, self.noise_profile, self.ensemble or None)
+            if any(setting is not None for setting in of_denoiser) or self.backend != "torch":
+                raise ValueError(
+                    "luma, chroma, ensemble, noise_profile and backend are a denoiser's: leave them out for sgr"
+                )
         elif self.quality is not None or self.bpp is not None:
             raise ValueError("quality and bpp are settings of a codec: leave them out, or set formats=[sgr]")
         if "://" in self.output:
@@ -157,6 +167,16 @@ class Config(Frozen):
         """What a denoiser takes away of the noise."""
         luma, chroma = (self.strength if share is None else share for share in (self.luma, self.chroma))
         return Strength(luma, chroma)
+
+    @property
+    def noise(self) -> NoiseProfiles | None:
+        """What the noise profile holds. Raises `DataError` where it cannot be read."""
+        return None if self.noise_profile is None else read_noise_profiles(self.noise_profile)
+
+    @property
+    def encoding(self) -> Encoding:
+        """How files are written."""
+        return Encoding(self.jpeg_quality, self.jxl_distance, self.dng_compression)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -231,10 +251,14 @@ def product_of(config: Config, bundle_digest: str) -> Product:
     """What a config makes: all that changes a bit of an output, and nothing else."""
     if "sgr" not in config.formats:
         settings = denoiser_settings(
-            config.precision, config.tile, backend=config.backend, strength=config.shares, ensemble=config.ensemble
+            config.precision,
+            config.tile,
+            backend=config.backend,
+            strength=config.shares,
+            ensemble=config.ensemble,
+            noise=config.noise,
         )
-        developed = {"jpeg": {"quality": config.jpeg_quality}, "jxl": {"distance": config.jxl_distance}}
-        return Product(bundle_digest, settings, developed)
+        return Product(bundle_digest, settings, config.encoding.settings())
     rate = {"quality": config.quality} if config.quality is not None else {"bpp": config.bpp}
     return Product(bundle_digest, {**rate, "strength": config.strength})
 
@@ -314,10 +338,10 @@ class Maker:
                 backend=settings.backend,
                 strength=settings.shares,
                 ensemble=settings.ensemble,
+                noise=settings.noise,
                 memory=int((1 - _SHARE_OF_PICTURES) * _memory_of(settings.scaling)),
             )
-            lossiness = Lossiness(settings.jpeg_quality, settings.jxl_distance)
-            self.make = denoising(engine, read=read, lossiness=lossiness)
+            self.make = denoising(engine, read=read, encoding=settings.encoding)
         self.staging = Path(staging)
         self.lanes = Lanes(_SHARE_OF_PICTURES * _memory_of(settings.scaling))
 

@@ -34,6 +34,7 @@ _CROP = 256
 _BLURRED = 5
 """Pixels a side of the means that differences are of: of single pixels they would be mostly noise."""
 _AMPLIFIED = 4
+_NOT_THERE = 0.2
 _INVALID = (230, 60, 40)
 _MOST_FAILURES = 500
 
@@ -160,7 +161,7 @@ def _pictures(store: PairStore, index: int) -> list[dict[str, str]]:
     unshifted = look(_unshifted(store, index, box) * gain)
     shifted = look(store.noisy_rgb(index, *box) * gain)
     scale = small.shape[2] / store.size(index)[1]
-    is_part = height < store.size(index)[0] or width < store.size(index)[1]
+    is_part = height + 1 < store.size(index)[0] or width + 1 < store.size(index)[1]
     framed = (lambda codes: _framed(codes, box, scale)) if is_part else (lambda codes: codes)
     found = [
         _picture(framed(whole), "Clean, all of it", "in the frame what is shown beside" if is_part else ""),
@@ -171,7 +172,7 @@ def _pictures(store: PairStore, index: int) -> list[dict[str, str]]:
     after = _picture(_codes(_difference(clean, shifted)), "Difference", "black: none")
     if dy == dx == 0:
         return [*found, after]
-    before = _picture(_codes(_difference(clean, unshifted)), "Difference before the shift", "black: none")
+    before = _picture(_codes(_difference(clean, unshifted)), "Difference before the shift", "grey: not in both")
     return [*found, before, after | {"label": f"Difference after {dy:+d} {dx:+d} px"}]
 
 
@@ -207,9 +208,9 @@ def _interesting_part(size: tuple[int, int], thumbnail: Tensor) -> tuple[int, in
 
 def _unshifted(store: PairStore, index: int, box: tuple[int, int, int, int]) -> Tensor:
     """(3, h, w) camera RGB of the noisy image at the pixels of its own that the box has in the clean one: what lies
-    there without a shift. Black where that is outside of what both share."""
+    there without a shift. NaN where that is outside of what both share."""
     pair, (top, left, height, width) = store.pairs[index], box
-    found = torch.zeros(3, height, width)
+    found = torch.full((3, height, width), torch.nan)
     spans = []
     for start, length, shift, side in zip(
         (top, left), (height, width), (pair.shift_y, pair.shift_x), store.size(index), strict=True
@@ -227,9 +228,11 @@ def _unshifted(store: PairStore, index: int, box: tuple[int, int, int, int]) -> 
 
 
 def _difference(one: Tensor, other: Tensor) -> Tensor:
-    """(3, h, w) grey: mean difference of developed pictures, after a mean over neighbours, amplified."""
+    """(3, h, w) grey: mean difference of developed pictures, after a mean over neighbours, amplified; dark grey where
+    one is NaN."""
     blurred = avg_pool2d((one - other)[None], _BLURRED, stride=1, padding=_BLURRED // 2, count_include_pad=False)[0]
-    return (blurred.abs().mean(0, keepdim=True) * _AMPLIFIED).clamp(0, 1).expand(3, -1, -1)
+    grey = (blurred.abs().mean(0, keepdim=True) * _AMPLIFIED).clamp(0, 1)
+    return grey.nan_to_num(nan=_NOT_THERE).expand(3, -1, -1)
 
 
 def _codes(srgb: Tensor) -> np.ndarray:

@@ -69,6 +69,8 @@ _COLOR_MATRICES = {50778: 50721, 50779: 50722}  # DNG CalibrationIlluminant1, 2 
 _D65 = 21
 _BLACK_LEVEL_REPEAT_DIM, _BLACK_LEVEL, _ACTIVE_AREA = 50713, 50714, 50829
 _NOISE_PROFILE = 51041
+_OF_MOSAIC = (_BLACK_LEVEL_REPEAT_DIM, _BLACK_LEVEL, _ACTIVE_AREA, _NOISE_PROFILE)
+"""Tags that count where the mosaic is, which need not be a DNG's first directory."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -245,7 +247,7 @@ def _read_with_libraw(path: Path, data: bytes) -> RawImage:
 
 
 def _raw_image(path: Path, data: bytes, raw: rawpy.RawPy, tags: Mapping[int, Any]) -> RawImage:
-    tags = {**tags, **exif.read_mosaic_tags(data, (_BLACK_LEVEL_REPEAT_DIM, _BLACK_LEVEL, _ACTIVE_AREA))}
+    tags = {**tags, **exif.read_mosaic_tags(data, _OF_MOSAIC)}
     rows, columns = _active_area(raw, tags)
     tile = _tile_at(raw, rows.start - raw.sizes.top_margin, columns.start - raw.sizes.left_margin)
     camera_white = raw.camera_white_level_per_channel

@@ -43,7 +43,7 @@ from library.inference.backends.base import BackendName, Precision, is_exact
 from library.inference.engine import ENGINE_VERSION, Engine, TileSize, fixed_tile
 from library.inference.frames import Noise
 from library.inference.ledger import Entry, Known, Ledger, OutputRow, Status, output_key
-from library.inference.outputs import Format
+from library.inference.outputs import USUAL, Encoding, Format
 from library.inference.strength import FULL, Strength
 
 
@@ -60,7 +60,7 @@ class Product:
     of_format: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @staticmethod
-    def of_denoiser(engine: Engine) -> Product:
+    def of_denoiser(engine: Engine, encoding: Encoding = USUAL) -> Product:
         return Product(
             engine.bundle.digest,
             denoiser_settings(
@@ -71,6 +71,7 @@ class Product:
                 ensemble=engine.ensemble,
                 noise=engine.noise,
             ),
+            encoding.settings(),
         )
 
     def parameters(self, output_format: ArchiveFormat) -> dict[str, Any]:
@@ -573,10 +574,12 @@ def denoise_files(
     output_format: Format,
     *,
     isolate: bool = False,
+    encoding: Encoding = USUAL,
     progress: Callable[[list[Job]], Iterable[Job]] = iter,
 ) -> Summary:
     """Denoise files in this process, one after another, into `output/<stem>.<suffix>`.
 
+    encoding  how formats that can be written in several ways are
     isolate   decode in a child process, where a file that crashes or hangs the decoder harms only itself
     progress  wraps the list of jobs, to show how far it is
     raises    ConfigError when two files would write the same output; DataError when the ledger cannot be used
@@ -588,8 +591,8 @@ def denoise_files(
         for job in templated(named_raws(raws), output, [output_format], "{stem}.{ext}", lambda raw: {})
     ]
     with Ledger.open(output) as ledger, Events.open(output) as events:
-        archive = Archive(ledger, Product.of_denoiser(engine), summary, events)
-        make = denoising(engine, read=read_raw_isolated if isolate else read_raw)
+        archive = Archive(ledger, Product.of_denoiser(engine, encoding), summary, events)
+        make = denoising(engine, read=read_raw_isolated if isolate else read_raw, encoding=encoding)
         archive.run(jobs, one_after_another(make, progress), retry_failed=True)
     summary.seconds = time.monotonic() - start
     return summary

@@ -30,7 +30,7 @@ from library.inference.codec import CodecEngine
 from library.inference.denoise import render_denoised
 from library.inference.engine import Engine
 from library.inference.ledger import Known
-from library.inference.outputs import USUAL_LOSS, Format, Lossiness, bytes_per_pixel
+from library.inference.outputs import USUAL, Encoding, Format, bytes_per_pixel
 from library.inference.sgr_files import encode_raw
 
 LARGEST_RAW = 4 * 2**30
@@ -99,15 +99,13 @@ class Result:
     peak_bytes: int = 0
 
 
-def denoising(
-    engine: Engine, *, read: Callable[[Path], RawImage] = read_raw, lossiness: Lossiness = USUAL_LOSS
-) -> Make:
+def denoising(engine: Engine, *, read: Callable[[Path], RawImage] = read_raw, encoding: Encoding = USUAL) -> Make:
     """Files of a denoiser."""
     sampler = Sampler()
 
     def compute(raw: RawImage, outputs: Mapping[ArchiveFormat, Path]) -> Made:
         files = cast(Mapping[Format, Path], outputs)
-        rendering = render_denoised(raw, files, engine, lossiness)
+        rendering = render_denoised(raw, files, engine, encoding)
         return Made(lambda: rendering.write(files), lambda: sampler.sample(raw, rendering.centre))
 
     def num_bytes(outputs: Mapping[ArchiveFormat, Any]) -> int:

@@ -14,10 +14,10 @@ from library.inference.engine import Engine
 from library.inference.outputs import (
     OUTPUT_BLACK,
     OUTPUT_WHITE,
-    USUAL_LOSS,
+    USUAL,
     CfaDng,
+    Encoding,
     Format,
-    Lossiness,
     RawSource,
     Rendering,
     Written,
@@ -66,7 +66,7 @@ def denoised_mosaic(raw: RawImage, engine: Engine) -> RawImage:
 
 
 def denoise_file(
-    raw_path: str | Path, outputs: Mapping[Format, str | Path], engine: Engine, lossiness: Lossiness = USUAL_LOSS
+    raw_path: str | Path, outputs: Mapping[Format, str | Path], engine: Engine, encoding: Encoding = USUAL
 ) -> list[Written]:
     """Denoise one raw file, in one pass, into files of one or several formats; each appears whole or not at all.
 
@@ -77,23 +77,19 @@ def denoise_file(
     for path in map(Path, outputs.values()):
         if path.exists() and path.samefile(raw_path):
             raise ImageFileError(path, "is the raw file itself, which would be lost: give another folder")
-    return written(render_denoised(raw, outputs, engine, lossiness), outputs, raw.sha256)
+    return written(render_denoised(raw, outputs, engine, encoding), outputs, raw.sha256)
 
 
-def render_denoised(
-    raw: RawImage, formats: Iterable[Format], engine: Engine, lossiness: Lossiness = USUAL_LOSS
-) -> Rendering:
+def render_denoised(raw: RawImage, formats: Iterable[Format], engine: Engine, encoding: Encoding = USUAL) -> Rendering:
     """A raw, denoised, as the samples of one or several formats; nothing is written yet.
 
     raises  RawFileError for a raw that the engine cannot use
     """
     policy = engine.bundle.white_level
-    # The noise profile of the input does not describe the output.
     metadata = dataclasses.replace(
         raw.metadata(),
         denoised_by=f"{engine.bundle.name} sha256:{engine.bundle.digest}",
         levels=raw.describe_levels(policy),
-        noise_profile=None,
     )
     raw = raw.at_white_level(policy)
-    return render(engine.camera_rgb(raw), raw.height, raw.width, formats, RawSource(raw), metadata, lossiness)
+    return render(engine.camera_rgb(raw), raw.height, raw.width, formats, RawSource(raw), metadata, encoding)

@@ -8,13 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from library.files.dng import write_cfa_dng, write_linear_dng
+from library.files.dng import Compression, write_cfa_dng, write_linear_dng
 from library.files.exr import write_exr
 from library.files.lossy import write_jpeg, write_jxl
 from library.files.metadata import ImageMetadata
@@ -85,16 +85,24 @@ class Written:
 
 
 @dataclasses.dataclass(frozen=True)
-class Lossiness:
-    """What the lossy formats may lose."""
+class Encoding:
+    """How formats that can be written in several ways are."""
 
     jpeg_quality: int = 92
     """1 to 100, as libjpeg counts it; above 90 colour is kept at full size."""
     jxl_distance: float = 1.0
     """Butteraugli distance, above 0 and up to 25: 1 is about the least that is visible."""
+    dng_compression: Compression = "none"
+    """lossless-jpeg: smaller by a quarter to a half, and slower to write."""
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """By format, what changes its files; a compression that is not the usual one included."""
+        dng = {} if self.dng_compression == "none" else {"compression": self.dng_compression}
+        developed = {"jpeg": {"quality": self.jpeg_quality}, "jxl": {"distance": self.jxl_distance}}
+        return developed | ({"dng": dng, "cfa-dng": dng} if dng else {})
 
 
-USUAL_LOSS = Lossiness()
+USUAL = Encoding()
 
 
 class Rendering:
@@ -134,14 +142,14 @@ def render(
     formats: Iterable[Format],
     source: Source,
     metadata: ImageMetadata,
-    lossiness: Lossiness = USUAL_LOSS,
+    encoding: Encoding = USUAL,
 ) -> Rendering:
     """Patches that cover a picture, in one pass, as the samples of one or several formats.
 
     patches  camera RGB in the raw's own pixels
     """
     encoders: dict[Format, Encoder] = {
-        output_format: ENCODERS[output_format](source, metadata, lossiness) for output_format in formats
+        output_format: ENCODERS[output_format](source, metadata, encoding) for output_format in formats
     }
     pictures: dict[Format, np.ndarray] = {
         f: np.empty((height, width, *encoder.channels), encoder.dtype) for f, encoder in encoders.items()
@@ -163,14 +171,14 @@ def write_outputs(
     source: Source,
     metadata: ImageMetadata,
     input_sha256: str,
-    lossiness: Lossiness = USUAL_LOSS,
+    encoding: Encoding = USUAL,
 ) -> list[Written]:
     """Patches that cover a picture, in one pass, into files of one or several formats; each whole or not at all.
 
     patches  camera RGB in the raw's own pixels
     raises   ImageFileError for an output that cannot be written
     """
-    return written(render(patches, height, width, outputs, source, metadata, lossiness), outputs, input_sha256)
+    return written(render(patches, height, width, outputs, source, metadata, encoding), outputs, input_sha256)
 
 
 def written(rendering: Rendering, outputs: Mapping[Format, str | Path], input_sha256: str) -> list[Written]:
@@ -190,10 +198,10 @@ class Encoder(ABC):
     dtype: type
     channels: tuple[int, ...] = (3,)
 
-    def __init__(self, source: Source, metadata: ImageMetadata, lossiness: Lossiness = USUAL_LOSS) -> None:
+    def __init__(self, source: Source, metadata: ImageMetadata, encoding: Encoding = USUAL) -> None:
         self.source = source
         self.metadata = metadata
-        self.lossiness = lossiness
+        self.encoding = encoding
 
     @abstractmethod
     def encode(self, camera_rgb: Tensor, top: int, left: int) -> np.ndarray:
@@ -213,7 +221,14 @@ class LinearDng(Encoder):
         return quantize(camera_rgb * (OUTPUT_WHITE - OUTPUT_BLACK) + OUTPUT_BLACK).permute(1, 2, 0).numpy()
 
     def write(self, path: Path, picture: np.ndarray) -> None:
-        write_linear_dng(path, picture, black_level=OUTPUT_BLACK, white_level=OUTPUT_WHITE, metadata=self.metadata)
+        write_linear_dng(
+            path,
+            picture,
+            black_level=OUTPUT_BLACK,
+            white_level=OUTPUT_WHITE,
+            metadata=self.metadata,
+            compression=self.encoding.dng_compression,
+        )
 
 
 class CfaDng(Encoder):
@@ -247,6 +262,7 @@ class CfaDng(Encoder):
             black_level=black_level,
             white_level=white_level,
             metadata=self.metadata,
+            compression=self.encoding.dng_compression,
         )
 
 
@@ -317,7 +333,7 @@ class Jpeg(_Developed):
     suffix, dtype, code_values = ".jpg", np.uint8, 255
 
     def write(self, path: Path, picture: np.ndarray) -> None:
-        write_jpeg(path, *self.upright(picture), quality=self.lossiness.jpeg_quality)
+        write_jpeg(path, *self.upright(picture), quality=self.encoding.jpeg_quality)
 
 
 class Jxl(_Developed):
@@ -326,7 +342,7 @@ class Jxl(_Developed):
     suffix, dtype, code_values = ".jxl", np.uint16, 65535
 
     def write(self, path: Path, picture: np.ndarray) -> None:
-        write_jxl(path, *self.upright(picture), distance=self.lossiness.jxl_distance)
+        write_jxl(path, *self.upright(picture), distance=self.encoding.jxl_distance)
 
 
 ENCODERS: dict[Format, type[Encoder]] = {

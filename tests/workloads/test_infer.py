@@ -17,13 +17,14 @@ from library.config import validate
 from library.errors import BundleError, ConfigError
 from library.files.dng import write_cfa_dng
 from library.files.metadata import ImageMetadata
+from library.files.noise_profile import CameraProfile, IsoProfile, NoiseProfiles, write_noise_profiles
 from library.inference.archive import Product, Summary, denoise_files, jobs_of
 from library.inference.archive_events import FILE, read_events
 from library.inference.codec import CodecEngine
 from library.inference.denoise import denoise_file
 from library.inference.engine import Engine
 from library.inference.ledger import Ledger
-from library.inference.outputs import Lossiness
+from library.inference.outputs import Encoding
 from library.inference.sgr_files import encode_file
 from workloads import infer
 from workloads.archives.page import PAGE
@@ -171,7 +172,7 @@ def test_raws_in_a_bucket_are_developed_as_a_file_is(
     assert infer.run(config).done == 1
     assert infer.run(config).skipped == 1
     outputs = {"jpeg": tmp_path / "alone" / "photo.jpg", "jxl": tmp_path / "alone" / "photo.jxl"}
-    denoise_file(raw_dng, outputs, Engine(load_bundle(small_bundle)), Lossiness(jpeg_quality=80))
+    denoise_file(raw_dng, outputs, Engine(load_bundle(small_bundle)), Encoding(jpeg_quality=80))
     assert files_below(tmp_path / "out") == files_below(tmp_path / "alone")
     assert files_below(tmp_path / "alone").keys() == {"photo.jpg", "photo.jxl"}
 
@@ -228,7 +229,14 @@ def test_an_archive_is_encoded_as_single_files_are(
     assert run(archive, codec, output, **settings).skipped == 2
 
 
-def test_what_changes_an_output_is_new_work_and_what_does_not_is_none() -> None:
+def test_what_changes_an_output_is_new_work_and_what_does_not_is_none(tmp_path: Path) -> None:
+    def profile(a: float) -> str:
+        iso = IsoProfile(iso=100, a=a, b=1e-6, a_error=0.01, num_files=1)
+        write_noise_profiles(
+            tmp_path / f"{a}.json", NoiseProfiles(cameras=(CameraProfile(make="A", model="B", profiles=(iso,)),))
+        )
+        return str(tmp_path / f"{a}.json")
+
     def product(**changes: object) -> Product:
         places = {"raws": "/raws", "output": "/out", "bundle": "/bundle"}
         return infer.product_of(validate(infer.Config, {**places, **changes}, "test"), "d" * 64)
@@ -240,6 +248,8 @@ def test_what_changes_an_output_is_new_work_and_what_does_not_is_none() -> None:
         *(product(backend="onnx"), product(backend="openvino"), product(backend="openvino", precision="bf16")),
         *(product(**sgr, quality=20), product(**sgr, quality=21), product(**sgr, quality=20, strength=0.5)),
         *(product(**sgr, bpp=20.0), product(**sgr, bpp=1.0)),
+        product(noise_profile=profile(1e-3)),
+        product(noise_profile=profile(2e-3)),
     ]
     assert len({p.key("a", "dng") for p in ours}) == len(ours)
     same = [product(tile=256), product(tile="auto", chroma=1.0), product(scaling={"memory_gb": 1.0})]
@@ -251,6 +261,9 @@ def test_what_changes_an_output_is_new_work_and_what_does_not_is_none() -> None:
     assert lossy.key("a", "dng") == product().key("a", "dng")
     assert lossy.key("a", "jpeg") != product().key("a", "jpeg")
     assert lossy.key("a", "jxl") != product().key("a", "jxl")
+    smaller = product(dng_compression="lossless-jpeg")
+    assert smaller.key("a", "exr") == product().key("a", "exr")
+    assert smaller.key("a", "cfa-dng") != product().key("a", "cfa-dng")
 
 
 def test_an_object_store_as_output_is_refused_with_the_reason(archive: Path, small_bundle: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 import time
 from collections import deque
@@ -20,6 +21,7 @@ from library.inference.archive_status import in_words
 T = TypeVar("T")
 _NUM_REASONS = 3
 _RATE_WINDOW_S = 120.0
+_LINE_EVERY_S = 60.0
 
 
 class LiveTable:
@@ -58,6 +60,12 @@ class LiveTable:
         reasons = list(self._summary.failures.values())[-_NUM_REASONS:]
         return Group(self._bar, table, *(Text(textwrap.shorten(reason, 200), style="red") for reason in reasons))
 
+    def as_line(self) -> str:
+        """How far it is, where nothing can be drawn."""
+        rate = self._rate()
+        speed = f", {rate:,.0f} raws an hour" if rate else ""
+        return f"{self._num_ended} of {self._total} ended, {len(self._summary.failures)} failed{speed}"
+
     def _rate(self) -> float | None:
         """Files an hour, of late; None until that can be said."""
         now = time.monotonic()
@@ -70,12 +78,19 @@ class LiveTable:
 
 
 def shown(results: Generator[T, None, None], *, total: int, summary: Summary) -> Generator[T, None, None]:
-    """The results as they come; closing this closes `results`. Elsewhere than on a terminal nothing is shown."""
+    """The results as they come; closing this closes `results`. Elsewhere than on a terminal a line is printed each
+    minute in which something ended, by which a queue knows that the run goes on."""
     console = Console(stderr=True)
     lines = LiveTable(total, summary)
     try:
         if not console.is_terminal:
-            yield from results
+            said = time.monotonic()
+            for result in results:
+                lines.count()
+                if time.monotonic() - said > _LINE_EVERY_S:
+                    said = time.monotonic()
+                    print(lines.as_line(), file=sys.stderr, flush=True)
+                yield result
             return
         with Live(lines, console=console, refresh_per_second=2):
             for result in results:
