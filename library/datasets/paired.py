@@ -90,7 +90,7 @@ class Weights(Frozen):
     isos: dict[str, Weight] = Field(default_factory=dict)
     """By ranges of the noisy image's ISO, the end left out: {"0-3200": 0.5, "3200-": 2}."""
     per_scene: bool = False
-    """Give each scene the same weight, however many pairs it has."""
+    """Give each scene of a stream the same weight, however many pairs it has."""
 
     @model_validator(mode="after")
     def _ranges_are_ranges(self) -> Self:
@@ -114,8 +114,9 @@ class Config(Component):
     prepared: Location
     """The folder that `workload: prepare` made."""
     input: Literal["bayer", "linear", "developed"] = "bayer"
-    """What a model sees. bayer: packed R, G1, G2, B. linear: the demosaiced image in lin_rec2020. developed: that, and
-    its truth likewise, after one random development for both (RawNIND's proc2proc)."""
+    """What a model sees. bayer: packed R, G1, G2, B. linear: the demosaiced image in lin_rec2020, X-Trans too.
+    developed: that, and its truth likewise, after one random development for both (RawNIND's proc2proc). The noise that
+    a batch names is that of photosites."""
     pairing: Literal["x_y", "x_x", "y_y"] = "x_y"
     """Truth and input: clean and noisy; clean and clean, for codecs that shall not denoise; noisy and noisy."""
     gain: Literal["target", "input", "never"] = "target"
@@ -210,19 +211,15 @@ class Paired:
     def validation_item(self, index: int) -> tuple[str, Batch]:
         """Name and one-image batch of validation pair `index`: the centre crop, no flips."""
         chosen = self.validation_scenes[index]
-        pair, crop = self.store.pairs[chosen], self.config.validation_crop
-        height, width = self.store.size(chosen)
-        top, left = ((side - crop) // 4 * 2 for side in (height, width))
-        sample = self._sample(chosen, (top, left, crop, crop), order.validation_random(self.seed, index))
+        pair = self.store.pairs[chosen]
+        sample = self._sample(chosen, self._centre(chosen), order.validation_random(self.seed, index))
         return f"{pair.scene}/{Path(pair.f_path).stem}", _stacked([sample])
 
     # --- which -------------------------------------------------------------------------------------------------------
 
     def _shows(self, pair: Pair) -> bool:
         """Whether the input that is asked for can be made of a pair."""
-        if self.config.input == "bayer":
-            return pair.sensor == "Bayer" and pair.xyz_to_camera is not None
-        return pair.sensor == "X-Trans" or pair.xyz_to_camera is not None
+        return pair.xyz_to_camera is not None and (pair.sensor == "Bayer" or self.config.input != "bayer")
 
     def _of_part(self, parts: dict[str, Part], part: Part, side: int) -> list[int]:
         indices = [i for i in self._usable if parts[self.store.pairs[i].scene] == part]
@@ -230,8 +227,8 @@ class Paired:
         if not large:
             raise DataError(
                 f"{self.store.folder}: of {len(self.store.pairs)} pairs none is left for {part}: {len(indices)} are of "
-                f"its scenes, good enough for dataset.quality and have a colour matrix where one is needed, and of "
-                f"these 0 have {side} px a side; see `stillgrain data summary {self.store.folder}`"
+                f"its scenes, good enough for dataset.quality and of known colours, and of these"
+                f" 0 have {side} px a side; see `stillgrain data summary {self.store.folder}`"
             )
         return large
 
@@ -245,16 +242,35 @@ class Paired:
             scene = self.store.pairs[index].scene
             ranked.append((rank.setdefault(scene, 0), index))
             rank[scene] += 1
-        return sorted(index for _, index in sorted(ranked)[: self.config.validation_pairs])
+        chosen: list[int] = []
+        for _, index in sorted(ranked):
+            if len(chosen) < self.config.validation_pairs and self._counts_at_centre(index):
+                chosen.append(index)
+        if not chosen:
+            raise DataError(
+                f"{self.store.folder}: in the centre {self.config.validation_crop} px of no pair that validates enough "
+                "pixels count: lower dataset.validation_crop, or choose other scenes by dataset.split.validation"
+            )
+        return sorted(chosen)
+
+    def _centre(self, index: int) -> tuple[int, int, int, int]:
+        crop = self.config.validation_crop
+        height, width = self.store.size(index)
+        return (height - crop) // 4 * 2, (width - crop) // 4 * 2, crop, crop
+
+    def _counts_at_centre(self, index: int) -> bool:
+        valid = float(self.store.mask(index, *self._centre(index)).mean())
+        return valid > 0 and valid >= self.config.quality.min_valid_in_crop
 
     def _weights_of(self, pairs: Sequence[Pair]) -> np.ndarray:
         """By what the config gives each, and its stream's share."""
         weights = np.array([self.config.weights.of(pair) for pair in pairs])
         if self.config.weights.per_scene:
-            sums: dict[str, float] = {}
+            sums: dict[tuple[str, bool], float] = {}
             for pair, weight in zip(pairs, weights, strict=True):
-                sums[pair.scene] = sums.get(pair.scene, 0.0) + weight
-            weights = weights / np.array([max(sums[pair.scene], 1e-300) for pair in pairs])
+                key = (pair.scene, pair.f_is_clean)
+                sums[key] = sums.get(key, 0.0) + weight
+            weights = weights / np.array([max(sums[pair.scene, pair.f_is_clean], 1e-300) for pair in pairs])
         is_clean = np.array([pair.f_is_clean for pair in pairs])
         mix = self.config.mix
         for kind, stream, share in (("noisy", ~is_clean, mix.clean_noisy), ("clean", is_clean, mix.clean_clean)):
@@ -271,14 +287,14 @@ class Paired:
         rng = order.training_random(self.seed, step, slot)
         drawn = order.weighted_at(self.seed, step, slot, batch_size=batch_size, weights=self.weights)
         side = self.config.crop + (2 if self.config.flips else 0)
-        for attempt in range(_PAIRS_TRIED):
-            chosen = self.training_pairs[(drawn + attempt) % len(self.training_pairs)]
+        for _ in range(_PAIRS_TRIED):
+            chosen = self.training_pairs[drawn]
             corner = self._corner_of_crop(chosen, side, rng)
             if corner is not None:
                 return self._sample(chosen, (*corner, side, side), rng, train=True)
-        scene = self.store.pairs[self.training_pairs[drawn]].scene
+            drawn = int(rng.choice(len(self.weights), p=self.weights / self.weights.sum()))
         raise DataError(
-            f"{self.store.folder}: no crop of {side} px of {_PAIRS_TRIED} pairs from {scene} on counts enough: lower "
+            f"{self.store.folder}: of no crop of {side} px of {_PAIRS_TRIED} pairs enough counts: lower "
             "dataset.quality.min_valid_in_crop or dataset.crop, or raise dataset.quality.min_valid"
         )
 
@@ -303,8 +319,8 @@ class Paired:
         pair, config = self.store.pairs[index], self.config
         crop = self.store.crop(index, *box)
         noisy, clean, mask = crop.noisy, crop.target, crop.mask
-        if config.pairing != "x_y":
-            mask = torch.ones_like(mask)
+        # One image, and all of it counts; or what both have measured.
+        mask = torch.ones_like(mask) if config.pairing != "x_y" else mask * ~_saturated(noisy, pair.f_overexposure_lb)
         is_bayer = pair.sensor == "Bayer"
         if config.pairing == "y_y":
             clean = self.store.noisy_rgb(index, *box)
@@ -322,16 +338,14 @@ class Paired:
                 noisy, a, b = noisy * gain, a * gain, b * gain**2
             else:
                 clean = clean / gain
+        assert pair.xyz_to_camera is not None
+        matrix = torch.tensor(pair.xyz_to_camera, dtype=torch.float64).reshape(3, 3)
         if config.input == "bayer":
-            assert pair.xyz_to_camera is not None
             noisy, clean, mask = self._oriented(noisy, clean, mask, rng, train)
-            matrix = torch.tensor(pair.xyz_to_camera).reshape(3, 3)
             return _Sample(noisy, clean, mask, matrix, (a, b))
         if is_bayer:
-            assert pair.xyz_to_camera is not None
-            matrix = torch.tensor(pair.xyz_to_camera, dtype=torch.float64).reshape(3, 3)
-            seen = clean if config.pairing == "x_x" else self._noisy_picture(index, box, pair)
-            noisy, clean = (camera_rgb_to_lin_rec2020(x, xyz_to_camera=matrix) for x in (seen, clean))
+            noisy = clean if config.pairing == "x_x" else self._noisy_picture(index, box, pair)
+        noisy, clean = (camera_rgb_to_lin_rec2020(x, xyz_to_camera=matrix) for x in (noisy, clean))
         if config.input == "developed":
             develop = draw_development(clean, rng)
             noisy, clean = develop(noisy), develop(clean)
@@ -359,6 +373,12 @@ class Paired:
             planes[position] = plane.mT if transpose else plane
         noisy, clean, mask = planes
         return pack_cfa(noisy[0]) if packed else noisy, clean, mask
+
+
+def _saturated(noisy: Tensor, clipping: float) -> Tensor:
+    """(1, H, W), where a noisy image holds no measurement: its sites, of a mosaic all four of a CFA tile."""
+    clipped = (noisy >= clipping).any(dim=0, keepdim=True)
+    return clipped.repeat_interleave(2, 1).repeat_interleave(2, 2) if noisy.shape[0] == 4 else clipped
 
 
 def _mosaic_of_truth(rgb: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ from library.pairs.store import (
 )
 from library.pairs.tree import Scene
 
-VERSION = 1
+VERSION = 2
 """Counts up when the same files and settings would give other rows or arrays."""
 SMALLEST_SIDE = 128
 _BADLY_EXPOSED = 0.75
@@ -203,7 +203,7 @@ def _image_of_raw(raw: RawImage, size: tuple[int, ...], array: str, noise: tuple
     return Image(
         sha256=raw.sha256,
         sensor="Bayer",
-        camera=f"{raw.make} {raw.model}".strip(),
+        camera=raw.metadata().camera,
         iso=raw.iso,
         cfa=None,
         height=size[0],

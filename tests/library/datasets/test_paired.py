@@ -213,7 +213,7 @@ def test_weights_are_by_scene_by_camera_and_by_iso(opened: Open):
     assert [by_iso[scene] for scene in "abc"] == pytest.approx([60, 120, 120], abs=6)
     assert scenes_of(opened(weights={"cameras": {"Sony*": 3}}), 60) == {"a": 20, "b": 20, "c": 20}
     both = opened(mix={"clean_noisy": 1, "clean_clean": 1}, weights={"per_scene": True})
-    assert sorted(np.round(both.weights, 6)) == sorted(np.round([1.0, *[1 / 2.5 * w for w in (0.5, 1, 1)]], 6))
+    assert sorted(both.weights) == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1])  # a stream's scenes share its weight
 
 
 def test_quality_leaves_out_what_is_not_good_enough(opened: Open):
@@ -221,6 +221,31 @@ def test_quality_leaves_out_what_is_not_good_enough(opened: Open):
     assert scenes_of(opened(quality={"min_ms_ssim": 0.3, "max_ms_ssim": 0.92}), 40).keys() == {"b", "c"}
     with pytest.raises(DataError, match="asks for noisy images, and there are none"):
         opened(quality={"min_valid": 0.95}, mix={"clean_noisy": 1})
+
+
+def test_what_saturates_in_the_noisy_image_does_not_count(opened: Open, prepared: Path, tmp_path: Path):
+    data = opened(gain="never")
+    pair = data.store.pairs[data.training_pairs[0]]
+    level = float(np.median(data.store.counts(data.training_pairs[0])))
+    low = replace(
+        pair, f_overexposure_lb=(level - pair.f_black_level[0]) / (pair.f_white_level - pair.f_black_level[0])
+    )
+    data.store.pairs[data.training_pairs[0]] = low
+    sample = data._sample(data.training_pairs[0], (0, 0, 128, 128), np.random.default_rng(0))
+    counted = sample.mask[0].bool()
+    tiles = (sample.noisy >= low.f_overexposure_lb).any(dim=0).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert tiles.any()
+    assert not (counted & tiles).any()
+    assert counted.any()
+
+
+def test_a_pair_of_whose_centre_nothing_counts_is_not_validated_on(tmp_path: Path):
+    pairs = [write_pair(tmp_path, (0, 0), name=name, size=SIZE) for name in ("train", "v1", "v2")]
+    np.save(tmp_path / pairs[1].mask, pack_mask(np.zeros(SIZE, bool)))
+    write_index(tmp_path, pairs)
+    settings = {"prepared": str(tmp_path), "split": {"validation": ["v?"]}, "crop": 32, "validation_crop": 192}
+    data = validate(Config, settings, "test").open(tmp_path, 0)
+    assert [data.store.pairs[i].scene for i in data.validation_scenes] == ["v2"]
 
 
 def test_a_crop_of_which_too_little_counts_is_not_taken(opened: Open, prepared: Path, tmp_path: Path):
