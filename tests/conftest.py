@@ -38,8 +38,30 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     return ByFile(config, log)
 
 
+_WITHOUT_RAY = (
+    "library/",
+    "cluster/test_check",
+    "cluster/test_jobqueue",
+    "cluster/test_kuberay",
+    "cluster/test_queue_machine",
+    "cluster/test_rayjob",
+    "cluster/test_submit",
+    "workloads/evaluations/",
+    "workloads/sweeps/",
+    "workloads/test_pairs_page",
+    "workloads/test_rd_page",
+    "workloads/test_simulate",
+    "test_command_codec",
+    "test_command_data",
+    "test_components",
+    "test_layering",
+)
+"""How the paths of files begin whose tests never start Ray."""
+
+
 def _scope(file: Path) -> str:
-    return str(file) if Path(__file__).parent / "library" in file.parents else "ray"
+    path = file.relative_to(Path(__file__).parent).as_posix()
+    return path if path.startswith(_WITHOUT_RAY) else "ray"
 
 
 @pytest.fixture(scope="session", autouse=True)

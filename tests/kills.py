@@ -72,6 +72,13 @@ class Nodes:
         """The training workers that are alive: pid and node_id."""
         return self.actors("TrainWorker")
 
+    def wait_for_workers(self, number: int, timeout: float = 60) -> bool:
+        """Whether so many train before the time is over; Ray takes a while to see that a node has gone."""
+        deadline = time.monotonic() + timeout
+        while len(self.workers()) != number and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return len(self.workers()) == number
+
     def actors(self, name: str) -> list[Any]:
         """Those that are alive and have this in their class's name: pid and node_id."""
         alive = [("state", "=", "ALIVE")]

@@ -46,7 +46,7 @@ def test_an_elastic_run_goes_on_with_the_workers_that_are_left(
         nodes.kill(nodes.workers()[0].node_id)
         try:
             assert driver.wait_for_step(40)
-            assert len(nodes.workers()) == 1
+            assert nodes.wait_for_workers(1)
             ours, theirs = (read_metrics(folder) for folder in (driver.finish(), undisturbed[2]))
         finally:
             nodes.add()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -138,6 +139,19 @@ def _exif(value: Any) -> dict[str, Any]:
     return value
 
 
+def _dng(value: Any) -> dict[str, Any]:
+    """Tags of the DNG it was made of; what is neither text nor numbers is {"base64": ...}."""
+    found: dict[str, Any] = {}
+    for name, tag in _mapping(value).items():
+        if isinstance(tag, dict):
+            found[name] = base64.b64decode(_text(tag.get("base64")), validate=True)
+        elif isinstance(tag, list):
+            found[name] = [part if type(part) is int else _number(part) for part in tag]
+        else:
+            found[name] = _text(tag)
+    return found
+
+
 _Key = tuple[Callable[[Any], Any], Any]
 
 _FILE: Final[dict[str, _Key]] = {
@@ -161,9 +175,12 @@ _IMAGE: Final[dict[str, _Key]] = {
     "as_shot_white_balance": (_vector, None),
     "noise_profile": (_noise_profile, None),
     "exif": (_exif, {}),
+    "cfa": (_text, ""),
+    "dng": (_dng, {}),
     "original_name": (_text, ""),
     "software": (_text, ""),
     "denoised_by": (_text, None),
+    "levels": (_text, None),
 }
 
 
@@ -171,10 +188,21 @@ def _known(values: FileMetadata | ImageMetadata, keys: Mapping[str, _Key]) -> di
     found = {}
     for name, (_, absent) in keys.items():
         value = getattr(values, name)
+        if name == "dng":
+            value = _plain_dng(value)
         value = value.tolist() if isinstance(value, np.ndarray) else dict(value) if name in ("exif", "extra") else value
         if value is not None and value != absent:
             found[name] = [list(pair) for pair in value] if name == "noise_profile" else value
     return found
+
+
+def _plain_dng(tags: Mapping[str, Any]) -> dict[str, Any]:
+    """As `_dng` reads them. A gain map larger than all else together may be is left out."""
+    return {
+        name: {"base64": base64.b64encode(tag).decode()} if isinstance(tag, bytes) else tag
+        for name, tag in tags.items()
+        if not isinstance(tag, bytes) or len(tag) <= MAX_JSON // 4
+    }
 
 
 def _checked(values: Mapping[str, Any], keys: Mapping[str, _Key]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from library.errors import DataError
 from library.pairs.index import write_index
 from library.pairs.masks import pack_mask
 from library.pairs.npz import export_npz, import_npz
-from library.pairs.store import PairStore
+from library.pairs.store import PairStore, picture_file
 from tests.prepared_pairs import write_pair
 
 CONTRACT = Path(__file__).parents[3] / "library/pairs/NPZ.md"
@@ -122,7 +122,7 @@ def test_pictures_of_x_trans_go_out_and_in_too(tmp_path: Path):
     folder = tmp_path / "prepared"
     pair = write_pair(folder, (1, 4), name="x", stored=True)
     rgb = np.random.default_rng(0).random((44, 52, 3)).astype(np.float16)
-    np.save(folder / f"arrays/x/{pair.f_sha256[:16]}.target.npy", rgb)
+    np.save(folder / picture_file("x", pair.f_sha256), rgb)
     nothing = dict.fromkeys(
         ("cfa", "raw_gain", "black_level", "f_black_level", "white_level", "f_white_level", "gt_mosaic", "f_mosaic")
     )

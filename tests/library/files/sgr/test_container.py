@@ -64,6 +64,9 @@ IMAGE = ImageMetadata(
     original_name="DSC_1.NEF",
     software="",
     denoised_by="bundle",
+    cfa="GBRG",
+    dng={"UniqueCameraModel": "Test", "BaselineExposure": [0.5], "OpcodeList2": bytes(range(256))},
+    levels="white 16383 of the decoder",
 )
 OF_ANOTHER_CODER = replace(HEADER, coder="constriction", noise=None)
 METADATA = FileMetadata(
