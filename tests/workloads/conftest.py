@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import boto3
 import pytest
 import ray
+import s3fs
 from moto.server import ThreadedMotoServer
 
 BUCKET = "stillgrain"
@@ -28,6 +29,7 @@ def s3() -> Iterator[str]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         boto3.client("s3").create_bucket(Bucket=BUCKET)
+        s3fs.S3FileSystem.clear_instance_cache()  # of clients that knew another address
         yield f"s3://{BUCKET}"
     server.stop()
 
