@@ -227,8 +227,8 @@ class Paired:
         if not large:
             raise DataError(
                 f"{self.store.folder}: of {len(self.store.pairs)} pairs none is left for {part}: {len(indices)} are of "
-                f"its scenes, good enough for dataset.quality and of known colours, and of these"
-                f" 0 have {side} px a side; see `stillgrain data summary {self.store.folder}`"
+                f"its scenes, good enough for dataset.quality and of known colours, and of these "
+                f"0 have {side} px a side; see `stillgrain data summary {self.store.folder}`"
             )
         return large
 
