@@ -23,6 +23,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from library.errors import StillgrainError
+from library.memory import KEEP_FREED
 
 T = TypeVar("T")
 Status = Literal["done", "failed", "quarantined"]
@@ -85,7 +86,8 @@ def run_pool(
     assert items_per_worker > 0
     # A dead worker is replaced by a new actor, not restarted by Ray: with restarts a crash is reported as "temporarily
     # unavailable", like a lost network, and a crash while loading is repeated without end.
-    options = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": 0, "max_task_retries": 0}
+    options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": 0, "max_task_retries": 0}
+    options["runtime_env"] = {"env_vars": KEEP_FREED}
     if items_per_worker > 1:
         options["max_concurrency"] = items_per_worker
     actor_class: Any = ray.remote(_Worker)

@@ -18,6 +18,7 @@ from library.ops.develop import auto_exposure_ev, develop_camera_rgb
 
 _LARGEST_SIDE = 1600
 _QUALITY = 88
+_LINES = 32
 _SRGB = 2  # PreviewColorSpace
 
 
@@ -57,11 +58,17 @@ def camera_rgb_preview(
     rows, columns = height // block, width // block
     if not rows or not columns:
         return None
-    means = np.zeros((rows, columns, 3), np.float32)
-    for y in range(block):
-        for x in range(block):
-            means += camera_rgb[y : rows * block : block, x : columns * block : block]
-    scaled = (means / block**2 - black_level) / (white_level - black_level)
+    sums = np.empty((rows, columns, 3), np.float32)
+    # A few lines at a time, which stay in the cache, and whole lines first, which lie in one piece.
+    for first in range(0, rows, _LINES):
+        last = min(first + _LINES, rows)
+        lines = np.zeros((last - first, columns * block, 3), np.uint32)
+        for y in range(block):
+            lines += camera_rgb[first * block + y : last * block : block, : columns * block]
+        sums[first:last] = lines[:, ::block]
+        for x in range(1, block):
+            sums[first:last] += lines[:, x::block]
+    scaled = (sums / block**2 - black_level) / (white_level - black_level)
     return _developed(np.moveaxis(scaled, -1, 0), metadata)
 
 

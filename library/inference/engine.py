@@ -81,7 +81,8 @@ class Engine:
     backend    what computes the network; onnx and openvino need the extra [export]
     strength   shares of the noise that are taken away, of luminance and of colour
     ensemble   the mean over the raw's eight mirrored and turned forms, for eight times the work
-    memory     bytes that the process may come to, to which an automatic tile keeps
+    memory     bytes that the process may come to, to which an automatic tile keeps; what the caller holds beside the
+               picture is not in it, unless it was held before the engine was made
     noise      that a bundle of CFA planes is told of: (a, b) of variance a * x + b, or profiles of cameras; None, or a
                camera that is not among them: as `noise_of` finds it
     raises     BundleError when the bundle takes something else, or when backend, device and precision do not reproduce
@@ -118,6 +119,8 @@ class Engine:
             keep_freed_memory()
         self.opened = open_backend(bundle, backend, precision, device=device)
         self.model = bundle.model
+        # Now, not before each raw: what one has freed is kept for the next (library/memory.py), and looks taken.
+        self._own_bytes = resident_memory()
 
     def camera_rgb(self, raw: RawImage) -> Iterator[Patch]:
         """The denoised and demosaiced picture, patch by patch.
@@ -175,7 +178,7 @@ class Engine:
             lattice=lattice,
             smallest=SMALLEST_TILE,
             bytes_per_pixel=self._bytes_per_pixel,
-            room=min(self.memory - resident_memory(), available_memory()) - outputs,
+            room=min(self.memory, resident_memory() + available_memory()) - self._own_bytes - outputs,
         )
 
     def _network_output(self, raw: RawImage) -> Iterator[_Wide]:

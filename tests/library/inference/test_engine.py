@@ -15,6 +15,7 @@ from library.inference.archive import denoiser_settings
 from library.inference.denoise import denoise_raw
 from library.inference.engine import FORMS, SMALLEST_TILE, Engine, Form
 from library.inference.strength import Strength
+from library.inference.tile_size import resident_memory
 from library.inference.verify import verify_tiling
 from library.models import demosaic, nafnet, unet
 from library.models.blocks.image_model import ModelConfig
@@ -185,6 +186,17 @@ def test_an_automatic_tile_is_the_whole_image_where_it_fits_and_changes_no_bit_w
     assert sides[0] >= max(mosaic.shape) > sides[1]
     assert sides[1] >= 2 * SMALLEST_TILE
     np.testing.assert_array_equal(denoise_raw(image, tight), denoise_raw(image, roomy))
+
+
+def test_the_tile_of_a_raw_does_not_depend_on_the_raws_before_it(bundle: Bundle, raw: RawImage) -> None:
+    """What a tile has freed stays with the process, so that less and less would seem to be left for the next."""
+    rows, columns = np.mgrid[:1024, :1024]
+    image = raw_of((1000 + 7 * rows + 5 * columns).astype(np.uint16), raw)
+    engine = Engine(bundle, memory=resident_memory() + 2**27)
+    first = engine.tile_of(image)
+    assert SMALLEST_TILE < first < 512
+    denoise_raw(image, engine)
+    assert engine.tile_of(image) == first
 
 
 def test_where_a_tile_shows_in_the_result_it_does_not_depend_on_memory(raw: RawImage, tmp_path: Path) -> None:
