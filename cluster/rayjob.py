@@ -22,6 +22,8 @@ from typing import Any
 
 import yaml
 
+from cluster.checks.kuberay import LONGEST_NAMES
+from cluster.checks.kueue import PRIORITY, QUEUE
 from cluster.errors import SubmitError
 from cluster.package import pack
 from cluster.prepare import Batch, Prepared, Resolve, prepare
@@ -30,9 +32,9 @@ TEMPLATE = Path(__file__).parent / "kuberay" / "rayjob.yaml"
 Upload = Callable[[Path, str], object]
 """Puts a file of this machine where a URI says."""
 
-_QUEUE, _PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
-# KubeRay makes the names of pods and services from it, of at most 63 characters.
-_LONGEST_NAME = 47
+_LONGEST_NAME = LONGEST_NAMES["RayJob"]
+# As a part of a label's name; with `label-` in front it has at most 63 characters, and ends as Kubernetes wants it.
+_LABEL = re.compile(r"[A-Za-z0-9_.-]{0,56}[A-Za-z0-9]")
 # What goes unharmed through the submitter's shell, Ray's command line and the head's shell.
 _PLAIN = re.compile(r"^[A-Za-z0-9_@%+=:,./\[\]{} -]*$")
 
@@ -76,6 +78,12 @@ def submit_rayjobs(
         )
     if retries < 0:
         raise SubmitError(f"retries: {retries} is below 0")
+    for label in labels:
+        if not _LABEL.fullmatch(label):
+            raise SubmitError(
+                f"label: '{label}' may hold letters, digits, dot, dash and underscore, up to 57, and ends with one of "
+                "the first two: Kubernetes takes no other"
+            )
     batch = prepare(configs, words, resolve=resolve, working_dir=working_dir, name=name, grid=grid)
     blank = _read_template(template)
     with tempfile.TemporaryDirectory() as folder:
@@ -101,7 +109,7 @@ def _manifest(
 ) -> dict[str, Any]:
     made = copy.deepcopy(dict(blank))
     labels = made["metadata"]["labels"]
-    labels[_PRIORITY] = f"stillgrain-{'high' if priority > 0 else 'low' if priority < 0 else 'normal'}"
+    labels[PRIORITY] = f"stillgrain-{'high' if priority > 0 else 'low' if priority < 0 else 'normal'}"
     labels |= {f"stillgrain/label-{word}": "yes" for word in words}
     made["metadata"]["name"] = kubernetes_name(job.name)
     made["metadata"]["annotations"] = {
@@ -120,8 +128,11 @@ def _manifest(
 
 
 def kubernetes_name(name: str) -> str:
-    """A job's name as Kubernetes allows it: small letters, digits, dashes, no longer than KubeRay's pods can bear."""
+    """A job's name as Kubernetes allows it: small letters, digits, dashes, a letter first as in names of services, no
+    longer than KubeRay's pods can bear."""
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if not plain[:1].isalpha():
+        plain = f"job-{plain}".rstrip("-")
     if len(plain) <= _LONGEST_NAME:
         return plain
     return f"{plain[: _LONGEST_NAME - 9].rstrip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -149,13 +160,16 @@ def _workers(job: Prepared, groups: list[dict[str, Any]]) -> list[dict[str, Any]
     group = groups[0]
     group["replicas"] = group["maxReplicas"] = workers
     group["minReplicas"] = scaling.get("min_workers") or workers
-    resources = group["template"]["spec"]["containers"][0]["resources"]
-    resources["requests"]["cpu"] = str(scaling.get("cpus_per_worker", 1))
+    resources = group["template"]["spec"]["containers"][0].setdefault("resources", {})
+    requests, limits = (resources.setdefault(kind, {}) for kind in ("requests", "limits"))
+    requests["cpu"] = str(scaling.get("cpus_per_worker", 1))
+    if "cpu" in limits:
+        # Ray counts these, and Kubernetes refuses a pod that asks for more.
+        limits["cpu"] = requests["cpu"]
     gpus = scaling.get("gpus_per_worker", 0)
     if gpus:
         # A share of a GPU is Ray's to give, not Kubernetes'.
-        for kind in ("requests", "limits"):
-            resources[kind]["nvidia.com/gpu"] = str(max(1, int(gpus)))
+        requests["nvidia.com/gpu"] = limits["nvidia.com/gpu"] = str(max(1, int(gpus)))
     return [group]
 
 
@@ -175,8 +189,8 @@ def _read_template(file: str | Path) -> dict[str, Any]:
         made = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
         if made["kind"] != "RayJob" or not made["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
             raise ValueError("it is no RayJob with a group of workers")
-        if _QUEUE not in made["metadata"]["labels"]:
-            raise ValueError(f"without the label {_QUEUE} Kueue does not see it")
+        if QUEUE not in made["metadata"]["labels"]:
+            raise ValueError(f"without the label {QUEUE} Kueue does not see it")
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise SubmitError(
             f"template: {file}: {type(error).__name__}: {error}: give a copy of {TEMPLATE} with your changes"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,22 +10,18 @@ from typing import Any
 
 import yaml
 
+from cluster.checks import kuberay, kueue
 from cluster.checks.faults import Fault, nearest, secrets_in
+from cluster.checks.pods import quantity
 from cluster.checks.versions import Versions
 
-QUEUE, PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
-# Names that Kubernetes takes for objects, and those that become the name of a service.
-_NAME = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
-_QUANTITY = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)(?P<unit>[numkMGTPE]|[KMGTPE]i|[eE][+-]?\d+)?$")
-_UNITS = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
-_UNITS |= {f"{letter}i": 1024.0**power for power, letter in enumerate("KMGTPE", start=1)}
-# KubeRay makes names of pods and services from a RayJob's, of at most 63 characters.
-_LONGEST_NAME = 47
-# Kueue 0.15 admits at most eight sets of pods at once: the head, the submitter, and these.
-_MOST_GROUPS = 6
-
-Source = tuple[str, dict[str, Any]]
-"""A document, and the file it stands in."""
+# Names of objects (RFC 1123), and of those that become the name of a service (RFC 1035).
+_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*")
+_SERVICE = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_WORD = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+# All annotations of an object together.
+_MOST_ANNOTATED = 262_144
 
 
 def manifest_faults(documents: Sequence[tuple[str, Any]], versions: Versions | None) -> list[Fault]:
@@ -36,7 +31,7 @@ def manifest_faults(documents: Sequence[tuple[str, Any]], versions: Versions | N
     versions   None leaves out what compares with constraints.txt
     """
     faults: list[Fault] = []
-    sound: list[Source] = []
+    sound: list[kueue.Source] = []
     for file, document in documents:
         found = list(_form_faults(document, file))
         found += secrets_in(document, file)
@@ -45,17 +40,39 @@ def manifest_faults(documents: Sequence[tuple[str, Any]], versions: Versions | N
         faults += found
     for file, document in sound:
         faults += _own_faults(document, file, versions)
-    faults += _queue_faults(sound)
+    faults += kueue.reference_faults(sound)
     return faults
 
 
-def quantity(value: object) -> float | None:
-    """Kubernetes' quantities as numbers: 500m is 0.5, 16Gi is 2^34; None for what is none."""
-    match = _QUANTITY.match(str(value))
-    if match is None or isinstance(value, bool):
-        return None
-    unit = match["unit"] or ""
-    return float(str(value)) if unit[:1] in ("e", "E") and len(unit) > 1 else float(match[1]) * _UNITS.get(unit, 1.0)
+def _own_faults(document: dict[str, Any], file: str, versions: Versions | None) -> Iterator[Fault]:
+    kind, metadata, spec = document["kind"], document["metadata"], document.get("spec", {})
+    yield from _name_faults(kind, metadata["name"], file)
+    if sum(len(f"{name}{text}".encode()) for name, text in metadata.get("annotations", {}).items()) > _MOST_ANNOTATED:
+        yield Fault(file, "metadata.annotations", f"are more than {_MOST_ANNOTATED} bytes: leave some out")
+    if kind == "RayCluster":
+        yield from kuberay.cluster_faults(spec, file, "spec", versions, metadata.get("annotations", {}))
+    elif kind == "RayJob":
+        yield from kuberay.job_faults(document, file, versions)
+    elif kind == "ResourceFlavor":
+        yield from kueue.flavor_faults(spec, file)
+    elif kind == "ClusterQueue":
+        yield from kueue.queue_faults(spec, file)
+    elif kind == "Secret" and {"auth_token"} & {*document.get("data", {}), *document.get("stringData", {})}:
+        yield Fault(
+            file, "data.auth_token", "is a token in a file: let KubeRay make one, by authOptions.mode: token alone"
+        )
+    if kind in kuberay.LONGEST_NAMES:
+        yield from kueue.waiting_faults(document, file)
+
+
+def _name_faults(kind: str, name: str, file: str) -> Iterator[Fault]:
+    key, most = "metadata.name", kuberay.LONGEST_NAMES.get(kind)
+    if most is not None and len(name) > most:
+        yield Fault(file, key, f"has more than {most} characters, and KubeRay adds some of its own")
+    elif most is not None and not _SERVICE.fullmatch(name):
+        yield Fault(file, key, f"'{name}' may hold small letters, digits and dashes only, a letter first")
+    elif most is None and not _fits(name, "dns_label" if kind == "Namespace" else "dns"):
+        yield Fault(file, key, f"'{name}' may hold small letters, digits and dashes only")
 
 
 # --- form -------------------------------------------------------------------------------------------------------------
@@ -89,39 +106,94 @@ def _shape_faults(value: Any, shape: Any, file: str, key: str) -> Iterator[Fault
         if not isinstance(value, list):
             yield Fault(file, key, f"must be a list, and is {value!r}")
             return
+        yield from _count_faults(value, shape[1:], file, key)
         for index, one in enumerate(value):
             yield from _shape_faults(one, shape[0], file, f"{key}[{index}]")
     elif shape.startswith("{"):
         if not isinstance(value, Mapping):
             yield Fault(file, key, f"must be a mapping, and is {value!r}")
             return
+        kind, *count = shape[1:-1].split(", ")
+        yield from _count_faults(value, count, file, key)
         for name, one in value.items():
-            yield from _shape_faults(one, shape[1:-1], file, f"{key}.{name}")
+            below = f"{key}.{name}"
+            if kind != "text" and not _is_key(str(name)):
+                yield Fault(file, below, "is no key such as example.com/name, its name of at most 63 characters")
+            yield from _shape_faults(one, kind, file, below)
     elif not _fits(value, shape):
-        wanted = f"one of {shape.replace('|', ', ')}" if "|" in shape else _SAID[shape]
-        yield Fault(file, key, f"must be {wanted}, and is {value!r}")
+        yield Fault(file, key, f"must be {_wanted(shape)}, and is {value!r}")
 
 
 _SAID = {
+    "any": "anything",
     "text": "a text (a number or yes/no needs quotes)",
+    "note": "a text (a number or yes/no needs quotes)",
+    "label": "a text of at most 63 letters, digits, - _ . (a number or yes/no needs quotes)",
+    "dns": "a name of small letters, digits, dashes and dots",
+    "dns_label": "a name of at most 63 small letters, digits and dashes",
+    "integer": "a whole number of 32 bits",
     "whole": "a whole number of at least 0",
+    "positive": "a whole number of at least 1",
+    "port": "a port, 1 to 65535",
     "number": "a number",
     "yes_no": "true or false",
     "quantity": "a quantity such as 500m, 8 or 16Gi",
 }
+# Those of KubeRay and Kueue are of 32 bits.
+_RANGES = {"integer": (-(2**31), 2**31), "whole": (0, 2**31), "positive": (1, 2**31), "port": (1, 65536)}
 
 
-def _fits(value: Any, kind: str) -> bool:
-    if "|" in kind:
-        return value in kind.split("|")
-    return {
-        "any": True,
-        "text": isinstance(value, str),
-        "whole": isinstance(value, int) and not isinstance(value, bool) and value >= 0,
-        "number": isinstance(value, int | float) and not isinstance(value, bool),
-        "yes_no": isinstance(value, bool),
-        "quantity": quantity(value) is not None,
-    }[kind]
+def _wanted(shape: str) -> str:
+    kind, _, size = shape.partition(" ")
+    if kind not in _SAID:
+        return f"one of {', '.join(shape.split('|'))}"
+    return f"{_SAID[kind]} of {size.replace('..', ' to ')} characters" if size else _SAID[kind]
+
+
+def _fits(value: Any, shape: str) -> bool:
+    kind, _, size = shape.partition(" ")
+    if kind not in _SAID:
+        return value in shape.split("|")
+    if kind in _RANGES:
+        return isinstance(value, int) and not isinstance(value, bool) and value in range(*_RANGES[kind])
+    if kind in ("any", "number", "yes_no", "quantity"):
+        return {
+            "any": True,
+            "number": isinstance(value, int | float) and not isinstance(value, bool),
+            "yes_no": isinstance(value, bool),
+            # None of those here may be below 0.
+            "quantity": (amount := quantity(value)) is not None and amount >= 0,
+        }[kind]
+    return (
+        isinstance(value, str)
+        and {
+            "text": not size or len(value) in _sizes(size),
+            "note": True,
+            "label": not value or (len(value) <= 63 and _WORD.fullmatch(value) is not None),
+            "dns": len(value) <= 253 and _NAME.fullmatch(value) is not None,
+            "dns_label": len(value) <= 63 and re.fullmatch(_LABEL, value) is not None,
+        }[kind]
+    )
+
+
+def _sizes(size: str) -> range:
+    """1..8, or 1.. for any number."""
+    low, _, high = size.partition("..")
+    return range(int(low), int(high or 2**31) + 1)
+
+
+def _count_faults(value: Any, sizes: Sequence[str], file: str, key: str) -> Iterator[Fault]:
+    for size in sizes:
+        if len(value) not in _sizes(size):
+            low, high = _sizes(size).start, size.partition("..")[2]
+            wanted = f"{low} to {high}" if high else f"at least {low}"
+            yield Fault(file, key, f"must be {wanted}, and are {len(value)}")
+
+
+def _is_key(name: str) -> bool:
+    """As app.kubernetes.io/part-of, or without a domain."""
+    domain, slash, word = name.rpartition("/")
+    return (not slash or _fits(domain, "dns")) and len(word) <= 63 and _WORD.fullmatch(word) is not None
 
 
 def _mapping_faults(value: Any, shape: dict[str, Any], file: str, key: str) -> Iterator[Fault]:
@@ -138,259 +210,3 @@ def _mapping_faults(value: Any, shape: dict[str, Any], file: str, key: str) -> I
     for name, marked in known.items():
         if marked.endswith("!") and name not in value:
             yield Fault(file, f"{key}.{name}".lstrip("."), "must be there: add it")
-
-
-# --- one document -----------------------------------------------------------------------------------------------------
-
-
-def _own_faults(document: dict[str, Any], file: str, versions: Versions | None) -> Iterator[Fault]:
-    kind, name = document["kind"], document["metadata"]["name"]
-    if not _NAME.match(name):
-        yield Fault(file, "metadata.name", f"'{name}' may hold small letters, digits and dashes only")
-    if kind == "RayCluster":
-        yield from _cluster_faults(document["spec"], file, "spec", versions)
-    elif kind == "RayJob":
-        yield from _job_faults(document, file, versions)
-    elif kind == "ClusterQueue":
-        yield from _group_faults(document["spec"], file)
-    elif kind == "Secret" and {"auth_token"} & {*document.get("data", {}), *document.get("stringData", {})}:
-        yield Fault(
-            file, "data.auth_token", "is a token in a file: let KubeRay make one, by authOptions.mode: token alone"
-        )
-
-
-def _job_faults(document: dict[str, Any], file: str, versions: Versions | None) -> Iterator[Fault]:
-    spec, labels = document["spec"], document["metadata"].get("labels", {})
-    if len(document["metadata"]["name"]) > _LONGEST_NAME:
-        yield Fault(
-            file, "metadata.name", f"has more than {_LONGEST_NAME} characters, and KubeRay adds some of its own"
-        )
-    if not spec.get("entrypoint") and spec.get("submissionMode") != "InteractiveMode":
-        yield Fault(file, "spec.entrypoint", "is not there, so that nothing would run: add it")
-    if "rayClusterSpec" not in spec and "clusterSelector" not in spec:
-        yield Fault(file, "spec.rayClusterSpec", "is not there, nor a clusterSelector: the job has nowhere to run")
-    if not spec.get("shutdownAfterJobFinishes"):
-        yield Fault(
-            file,
-            "spec.shutdownAfterJobFinishes",
-            "is not true: the cluster stays and costs, and Kueue admits no such job",
-        )
-    if QUEUE in labels:
-        if not spec.get("suspend"):
-            yield Fault(file, "spec.suspend", "is not true: the job would start before Kueue has room for it")
-        if "clusterSelector" in spec:
-            yield Fault(
-                file, "spec.clusterSelector", f"Kueue admits no job on a cluster that is there: leave it or {QUEUE} out"
-            )
-        if spec.get("rayClusterSpec", {}).get("enableInTreeAutoscaling"):
-            yield Fault(
-                file,
-                "spec.rayClusterSpec.enableInTreeAutoscaling",
-                "a cluster that grows takes more than Kueue has given: leave it out",
-            )
-        if len(spec.get("rayClusterSpec", {}).get("workerGroupSpecs", [])) > _MOST_GROUPS:
-            yield Fault(
-                file, "spec.rayClusterSpec.workerGroupSpecs", f"are more than {_MOST_GROUPS}, and Kueue admits no more"
-            )
-    try:
-        if not isinstance(json.loads(spec.get("entrypointResources", "{}")), dict):
-            raise ValueError("no mapping")
-    except ValueError as error:
-        yield Fault(file, "spec.entrypointResources", f"is not JSON such as '{{\"job_slot\": 1}}' ({error})")
-    yield from _runtime_faults(spec.get("runtimeEnvYAML", ""), file)
-    for index, container in enumerate(_containers(spec.get("submitterPodTemplate", {}))):
-        yield from _container_faults(container, file, f"spec.submitterPodTemplate.spec.containers[{index}]", versions)
-    if "rayClusterSpec" in spec:
-        yield from _cluster_faults(spec["rayClusterSpec"], file, "spec.rayClusterSpec", versions)
-
-
-def _runtime_faults(text: str, file: str) -> Iterator[Fault]:
-    key = "spec.runtimeEnvYAML"
-    try:
-        runtime = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        yield Fault(file, key, f"is not YAML: {' '.join(str(error).split())}")
-        return
-    if not isinstance(runtime, dict):
-        yield Fault(file, key, "is no mapping: say working_dir: s3://bucket/package.zip")
-        return
-    place = str(runtime.get("working_dir", ""))
-    if place and "://" not in place:
-        yield Fault(
-            file,
-            f"{key}.working_dir",
-            f"{place} is no URI, and pods do not see this machine: give s3://bucket/package.zip",
-        )
-
-
-def _cluster_faults(spec: dict[str, Any], file: str, key: str, versions: Versions | None) -> Iterator[Fault]:
-    if spec.get("authOptions", {}).get("mode") != "token":
-        yield Fault(
-            file,
-            f"{key}.authOptions.mode",
-            "is not token: whoever reaches a port of this cluster runs code in it; say token",
-        )
-    if versions is not None:
-        yield from versions.ray_faults(str(spec.get("rayVersion", "not there")), file, f"{key}.rayVersion")
-    head, at = spec["headGroupSpec"], f"{key}.headGroupSpec"
-    yield from _head_faults(head, file, at)
-    groups = [(at, head)]
-    for index, group in enumerate(spec.get("workerGroupSpecs", [])):
-        below = f"{key}.workerGroupSpecs[{index}]"
-        groups.append((below, group))
-        low, high = group["minReplicas"], group["maxReplicas"]
-        if low > high:
-            yield Fault(file, f"{below}.minReplicas", f"is {low}, and maxReplicas {high}: lower it")
-        elif not low <= group.get("replicas", low) <= high:
-            yield Fault(file, f"{below}.replicas", f"is {group['replicas']}, and must be between {low} and {high}")
-    for below, group in groups:
-        for index, container in enumerate(_containers(group["template"])):
-            yield from _container_faults(container, file, f"{below}.template.spec.containers[{index}]", versions)
-
-
-def _head_faults(head: dict[str, Any], file: str, key: str) -> Iterator[Fault]:
-    words = head.get("rayStartParams", {})
-    if str(head.get("resources", {}).get("CPU", words.get("num-cpus"))) != "0":
-        yield Fault(
-            file,
-            f"{key}.rayStartParams.num-cpus",
-            'is not "0", so that trainings run beside the dashboard and the drivers: set it',
-        )
-    if head.get("serviceType", "ClusterIP") != "ClusterIP":
-        yield Fault(
-            file,
-            f"{key}.serviceType",
-            f"{head['serviceType']} shows Ray's ports outside of the cluster, in clear: say ClusterIP, and "
-            "reach the dashboard with `kubectl port-forward`",
-        )
-    if head.get("enableIngress"):
-        yield Fault(
-            file, f"{key}.enableIngress", "shows the dashboard, which takes jobs, outside of the cluster: leave it out"
-        )
-    if words.get("include-dashboard", "true").lower() == "false":
-        yield Fault(
-            file, f"{key}.rayStartParams.include-dashboard", "without the dashboard there are no jobs: leave it out"
-        )
-    resources = dict(head.get("resources", {}))
-    given = words.get("resources", "")
-    if given:
-        try:
-            # KubeRay puts it as it is into a shell's line, hence the quotes within quotes.
-            resources |= json.loads(json.loads(given) if given.startswith('"') else given.strip("'"))
-        except (ValueError, TypeError):
-            yield Fault(
-                file, f"{key}.rayStartParams.resources", """is not JSON in quotes, as '"{\\"job_slot\\": 4}"'"""
-            )
-    for name in ("job_slot", "tune_driver"):
-        if not quantity(resources.get(name, 0)):
-            yield Fault(
-                file, f"{key}.rayStartParams.resources", f"the head has no {name}, so that drivers run anywhere: add it"
-            )
-
-
-def _containers(template: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return template.get("spec", {}).get("containers", [])
-
-
-def _container_faults(container: dict[str, Any], file: str, key: str, versions: Versions | None) -> Iterator[Fault]:
-    if versions is not None:
-        yield from versions.image_faults(str(container.get("image", "")), file, f"{key}.image")
-    for index, variable in enumerate(container.get("env", [])):
-        if variable["name"] == "RAY_AUTH_TOKEN" and variable.get("value"):
-            yield Fault(file, f"{key}.env[{index}]", "is a token in clear: leave it to authOptions.mode: token")
-        if variable["name"] == "RAY_AUTH_MODE" and variable.get("value") != "token":
-            yield Fault(file, f"{key}.env[{index}]", "overrides authOptions: leave it out")
-    if container.get("securityContext", {}).get("privileged"):
-        yield Fault(
-            file, f"{key}.securityContext.privileged", "makes whoever runs a job the owner of the machine: leave it out"
-        )
-    for name, asked in container.get("resources", {}).get("requests", {}).items():
-        limit = container["resources"].get("limits", {}).get(name)
-        if limit is not None and (quantity(asked) or 0) > (quantity(limit) or 0):
-            yield Fault(file, f"{key}.resources.requests.{name}", f"is {asked}, and the limit {limit}: lower it")
-
-
-# --- between documents ------------------------------------------------------------------------------------------------
-
-
-def _group_faults(spec: dict[str, Any], file: str) -> Iterator[Fault]:
-    for index, group in enumerate(spec.get("resourceGroups", [])):
-        covered = group["coveredResources"]
-        for flavor in group["flavors"]:
-            named = [resource["name"] for resource in flavor["resources"]]
-            if named != covered:
-                yield Fault(
-                    file,
-                    f"spec.resourceGroups[{index}].flavors",
-                    f"{flavor['name']} has quotas of {', '.join(named)}, and must "
-                    f"have those of {', '.join(covered)}, in this order",
-                )
-
-
-def _queue_faults(documents: Sequence[Source]) -> Iterator[Fault]:
-    of = {kind: {d["metadata"]["name"]: d for _, d in documents if d["kind"] == kind} for kind in _QUEUEING}
-    for file, document in documents:
-        labels = document["metadata"].get("labels", {})
-        for label, kind in ((QUEUE, "LocalQueue"), (PRIORITY, "WorkloadPriorityClass")):
-            if label in labels and of[kind] and labels[label] not in of[kind]:
-                yield Fault(
-                    file,
-                    f"metadata.labels.{label}",
-                    f"there is no {kind} '{labels[label]}'; {nearest(labels[label], of[kind])}",
-                )
-        if document["kind"] == "LocalQueue" and of["ClusterQueue"]:
-            name = document["spec"]["clusterQueue"]
-            if name not in of["ClusterQueue"]:
-                yield Fault(
-                    file, "spec.clusterQueue", f"there is no ClusterQueue '{name}'; {nearest(name, of['ClusterQueue'])}"
-                )
-        if document["kind"] == "ClusterQueue":
-            for group in document["spec"].get("resourceGroups", []):
-                for flavor in group["flavors"]:
-                    if flavor["name"] not in of["ResourceFlavor"]:
-                        yield Fault(
-                            file,
-                            "spec.resourceGroups",
-                            f"there is no ResourceFlavor '{flavor['name']}', so that the queue stays "
-                            f"closed; {nearest(flavor['name'], of['ResourceFlavor'])}",
-                        )
-        if document["kind"] == "RayJob" and labels.get(QUEUE) in of["LocalQueue"]:
-            queue = of["ClusterQueue"].get(of["LocalQueue"][labels[QUEUE]]["spec"]["clusterQueue"])
-            if queue is not None:
-                yield from _quota_faults(document["spec"], queue["spec"], file)
-
-
-_QUEUEING = ("LocalQueue", "ClusterQueue", "ResourceFlavor", "WorkloadPriorityClass")
-
-
-def _quota_faults(job: dict[str, Any], queue: dict[str, Any], file: str) -> Iterator[Fault]:
-    """A job that would wait for ever: more of something than all flavors of its queue have together."""
-    cluster = job.get("rayClusterSpec")
-    if cluster is None:
-        return
-    pods = [(cluster["headGroupSpec"]["template"], 1), (job.get("submitterPodTemplate", {}), 1)]
-    pods += [(group["template"], group.get("replicas", 0)) for group in cluster.get("workerGroupSpecs", [])]
-    asked: dict[str, float] = {}
-    for template, count in pods:
-        for container in _containers(template):
-            for name, value in container.get("resources", {}).get("requests", {}).items():
-                asked[name] = asked.get(name, 0.0) + count * (quantity(value) or 0.0)
-    quotas: dict[str, float] = {}
-    for group in queue.get("resourceGroups", []):
-        for flavor in group["flavors"]:
-            for resource in flavor["resources"]:
-                quotas[resource["name"]] = quotas.get(resource["name"], 0.0) + (
-                    quantity(resource["nominalQuota"]) or 0.0
-                )
-    for name, amount in asked.items():
-        if name not in quotas:
-            yield Fault(
-                file, "spec.rayClusterSpec", f"asks for {name}, which the queue does not cover: Kueue never admits it"
-            )
-        elif amount > quotas[name]:
-            yield Fault(
-                file,
-                "spec.rayClusterSpec",
-                f"asks for {amount:g} {name} in all, and the queue has {quotas[name]:g}: it would wait "
-                "for ever; ask for less",
-            )

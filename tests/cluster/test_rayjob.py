@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster.checks.kubernetes import manifest_faults
 from cluster.checks.versions import read_versions
@@ -17,6 +20,7 @@ from cluster.rayjob import TEMPLATE, kubernetes_name, submit_rayjobs
 from library.config import to_yaml
 from workloads.run import read_config
 
+JOB = yaml.safe_load(TEMPLATE.read_text())
 CONFIG = {
     "workload": "denoise",
     "name": "Some_run",
@@ -68,6 +72,7 @@ def test_a_config_becomes_a_rayjob_that_kueue_sees_with_the_workers_it_asks_for(
     assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (2, 4, 4)
     resources = group["template"]["spec"]["containers"][0]["resources"]
     assert (resources["requests"]["cpu"], resources["limits"]["nvidia.com/gpu"]) == ("3", "1")
+    assert resources["limits"]["cpu"] == "3"
     assert spec["rayClusterSpec"]["headGroupSpec"] == template["spec"]["rayClusterSpec"]["headGroupSpec"]
 
 
@@ -79,17 +84,39 @@ def test_a_grid_gives_a_rayjob_for_each_point_and_no_worker_where_none_is_asked_
     assert all("name=Some_run-lr-" in job["spec"]["entrypoint"] for job in jobs)
 
 
-def test_what_is_written_has_no_fault_that_the_check_of_manifests_finds(working_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        ((), {"grid": ["optim.lr=1e-3,3e-3"], "labels": ["night"], "priority": 5}),
+        (("scaling={workers: 0}",), {"name": "3d"}),
+        # More than the template's workers have.
+        (("scaling={workers: 1, cpus_per_worker: 16}",), {"retries": 0, "labels": ["x" * 57]}),
+    ],
+)
+def test_what_is_written_has_no_fault_that_the_check_of_manifests_finds(
+    working_dir: Path, words: tuple[str, ...], settings: dict[str, Any]
+) -> None:
     shipped = [d for file in sorted(TEMPLATE.parent.glob("*.yaml")) for d in yaml.safe_load_all(file.read_text())]
-    written = manifests(working_dir, grid=["optim.lr=1e-3,3e-3"], labels=["night"], priority=5)
+    written = manifests(working_dir, *words, **settings)
     documents = [(f"{d['kind']}/{d['metadata']['name']}", d) for d in (*shipped, *written)]
     versions = read_versions(TEMPLATE.parents[2])
     assert versions is not None
     assert list(manifest_faults(documents, versions)) == []
 
 
+@given(name=st.text(max_size=80))
+def test_whatever_a_job_is_called_kubernetes_takes_its_name(name: str) -> None:
+    made = kubernetes_name(name)
+    job = copy.deepcopy(JOB)
+    job["metadata"]["name"] = made
+    assert list(manifest_faults([("f", job)], None)) == []
+    assert kubernetes_name(made) == made
+
+
 def test_names_are_what_kubernetes_takes_and_long_ones_stay_apart() -> None:
     assert kubernetes_name("A.b_c") == "a-b-c"
+    # KubeRay makes names of services from them, which begin with a letter.
+    assert [kubernetes_name(name) for name in ("3d", "_", "x")] == ["job-3d", "job", "x"]
     long, other = kubernetes_name("x" * 80 + "1"), kubernetes_name("x" * 80 + "2")
     assert long != other
     assert max(len(long), len(other)) <= 47
@@ -100,6 +127,8 @@ def test_names_are_what_kubernetes_takes_and_long_ones_stay_apart() -> None:
     [
         ((), {"after": ["first"]}, "Kueue lets no job wait for another"),
         ((), {"packages": "packages"}, "no place that a pod can read"),
+        ((), {"labels": ["night", "x" * 58]}, "label: 'xxx.* up to 57"),
+        ((), {"labels": ["in the night"]}, "label: 'in the night' may hold"),
         (("notes=$(id)",), {}, "one of the shells"),
         ((), {"template": "/nowhere.yaml"}, "template: /nowhere.yaml: FileNotFoundError"),
         (("storage=runs",), {}, "would be written into Ray's copy"),
