@@ -10,13 +10,13 @@ Source: Digital Negative (DNG) Specification 1.4.0.0 (Adobe, 2012), chapters 4 t
 from __future__ import annotations
 
 import io
-import logging
 import struct
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import tifffile
 
+from library.files.parsers import metadata_or_nothing
 from library.files.tiff import Tag, TagType
 
 DngValue = str | list[int] | list[float] | bytes
@@ -94,27 +94,24 @@ def read_dng_tags(data: bytes) -> dict[str, DngValue]:
     """
     if data[:4] not in (b"II*\0", b"MM\0*"):
         return {}
-    # tifffile reports damage through logging, which prints where nothing is configured.
-    logging.getLogger("tifffile").addHandler(_SILENCE)
-    try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
-            first = file.pages.first
-            if _DNG_VERSION not in first.tags:
-                return {}
-            pages = [first, *(first.pages or ())]
-            samples = next((p for p in pages if p.photometric == _MOSAIC and p.subfiletype == _MAIN_IMAGE), first)
-            found = {}
-            for name, field in FIELDS.items():
-                tag = (samples if field.of_samples else first).tags.get(field.number)
-                if tag is not None and 0 < tag.valuebytecount <= _LARGEST_VALUE:
-                    found[name] = _value(tag, field.type)
-    except Exception:
-        # Whatever a damaged directory trips over in the parser: these tags are welcome, the mosaic is what counts.
-        return {}
+    found: dict[str, DngValue] = {}
+    with metadata_or_nothing(), tifffile.TiffFile(io.BytesIO(data)) as file:
+        found = _all_values(file)
     return {name: value for name, value in found.items() if _fits(name, value)}
 
 
-_SILENCE = logging.NullHandler()
+def _all_values(file: tifffile.TiffFile) -> dict[str, DngValue]:
+    first = file.pages.first
+    if _DNG_VERSION not in first.tags:
+        return {}
+    pages = [first, *(first.pages or ())]
+    samples = next((p for p in pages if p.photometric == _MOSAIC and p.subfiletype == _MAIN_IMAGE), first)
+    values = {}
+    for name, field in FIELDS.items():
+        tag = (samples if field.of_samples else first).tags.get(field.number)
+        if tag is not None and 0 < tag.valuebytecount <= _LARGEST_VALUE:
+            values[name] = _value(tag, field.type)
+    return values
 
 
 def carried_tags(values: Mapping[str, DngValue], *, cfa: str, height: int, width: int, linear: bool) -> list[Tag]:

@@ -8,7 +8,6 @@ Source: EXIF 2.32 (CIPA DC-008), tables 4 to 9; TIFF 6.0 for Artist and Copyrigh
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import exifread
 import tifffile
 
 from library.files import ciff
+from library.files.parsers import metadata_or_nothing
 from library.files.tiff import Tag, TagType
 
 ExifValue = str | int | float | list[int] | list[float]
@@ -65,15 +65,9 @@ def read_tags(data: bytes) -> dict[int, Any]:
     """
     if data[6:14] == ciff.SIGNATURE:
         return {**ciff.read_tags(data)}
-    # exifread reports damage through logging, which prints where nothing is configured.
-    logging.getLogger("exifread").addHandler(_SILENCE)
     tags: dict[int, Any] = {}
     for block in exif_blocks(data):
-        try:
-            found = exifread.process_file(io.BytesIO(block), details=False, extract_thumbnail=False)
-        except Exception:
-            # Whatever a damaged directory trips over in the parser: metadata is welcome, the mosaic is what counts.
-            continue
+        found = parse_block(block)
         for ifd in ("EXIF", "Image"):  # Kodak keeps EXIF tags in IFD0; where both have one, EXIF's counts
             for name, tag in found.items():
                 if name.startswith(f"{ifd} "):
@@ -89,18 +83,14 @@ def read_mosaic_tags(data: bytes, numbers: Sequence[int]) -> dict[int, list[floa
     """
     if data[:4] not in (b"II*\0", b"MM\0*"):
         return {}
-    try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
-            pages = [page for first in file.pages for page in (first, *(first.pages or ()))]
-            pages = [page for page in pages if isinstance(page, tifffile.TiffPage)]
-            mosaic = next((page for page in pages if page.photometric == _CFA and page.subfiletype == 0), None)
-            if mosaic is None:
-                return {}
+    with metadata_or_nothing(), tifffile.TiffFile(io.BytesIO(data)) as file:
+        pages = [page for first in file.pages for page in (first, *(first.pages or ()))]
+        pages = [page for page in pages if isinstance(page, tifffile.TiffPage)]
+        mosaic = next((page for page in pages if page.photometric == _CFA and page.subfiletype == 0), None)
+        if mosaic is not None:
             found = {number: mosaic.tags[number] for number in numbers if number in mosaic.tags}
             return {number: _flat(tag.value, int(tag.dtype)) for number, tag in found.items()}
-    except Exception:
-        # As in `read_tags`: LibRaw decides whether the file is readable.
-        return {}
+    return {}
 
 
 def _flat(value: Any, kind: int) -> list[float]:
@@ -130,9 +120,6 @@ def exif_tags(values: Mapping[str, ExifValue], *, in_ifd0: bool) -> list[Tag]:
     ]
 
 
-_SILENCE = logging.NullHandler()
-
-
 def exif_blocks(data: bytes) -> Iterator[bytes]:
     """Where a container keeps TIFF structures that exifread understands."""
     if data[:8] == b"FUJIFILM":
@@ -144,6 +131,13 @@ def exif_blocks(data: bytes) -> Iterator[bytes]:
                 yield data[start + 4 :]
     elif data[:2] in (b"II", b"MM"):
         yield data
+
+
+def parse_block(block: bytes) -> dict[str, Any]:
+    """exifread's tags of a TIFF structure by directory and name, `EXIF Flash`; none of a damaged one."""
+    with metadata_or_nothing():
+        return exifread.process_file(io.BytesIO(block), details=False, extract_thumbnail=False)
+    return {}
 
 
 def _fits(value: str | list[int] | list[float], kind: TagType) -> bool:

@@ -6,7 +6,6 @@ Source: Digital Negative (DNG) Specification 1.4.0.0 (Adobe, 2012), chapter 4.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import tifffile
 
 from library.errors import ImageFileError
+from library.files.parsers import metadata_or_nothing
 from library.files.sizes import refuse_claims_beyond_reason
 
 _LINEAR_RAW, _MAIN_IMAGE = 34892, 0
@@ -55,19 +55,11 @@ class LinearDng:
         return (self.samples - black) / (white - black)
 
 
-_SILENCE = logging.NullHandler()
-
-
 def is_linear_dng(path: str | Path) -> bool:
     """Whether a file is a DNG that holds demosaiced samples. False for what cannot be read."""
-    # tifffile reports damage through logging, which prints where nothing is configured.
-    logging.getLogger("tifffile").addHandler(_SILENCE)
-    try:
-        with tifffile.TiffFile(path) as file:
-            return _page(file) is not None
-    except Exception:
-        # Whatever a file that is no TIFF, or a damaged one, trips over in the parser.
-        return False
+    with metadata_or_nothing(), tifffile.TiffFile(path) as file:
+        return _page(file) is not None
+    return False
 
 
 def read_linear_dng(path: str | Path) -> LinearDng:

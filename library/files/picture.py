@@ -8,7 +8,6 @@ Source: IEC 61966-2-1 (sRGB); PNG Specification, third edition (W3C, 2025) for c
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from library.files.atomic import whole_file
 from library.files.exr import exr_rgb_to_lin_rec2020, read_exr
 from library.files.icc import Curve, Space, icc_profile
 from library.files.metadata import ImageMetadata, metadata_tags
+from library.files.parsers import silence_parsers
 from library.files.sizes import refuse_claims_beyond_reason
 from library.files.tiff import Tag, TagType, tiff_header, write_tiff
 
@@ -145,12 +145,8 @@ def _read_with_pillow(path: Path) -> DisplayImage:
         return _display(path, np.asarray(image.convert("L" if grey else "RGB")), image.info.get("icc_profile"))
 
 
-_SILENCE = logging.NullHandler()
-
-
 def _read_tiff(path: Path) -> DisplayImage:
-    # tifffile reports damage through logging, which prints where nothing is configured.
-    logging.getLogger("tifffile").addHandler(_SILENCE)
+    silence_parsers()
     with tifffile.TiffFile(path) as file:
         page = file.pages.first
         if page.photometric not in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):

@@ -5,16 +5,14 @@ Left out is what says how the samples are stored, since that is not the photogra
 
 from __future__ import annotations
 
-import io
-import logging
 from pathlib import Path
 from typing import Any
 
-import exifread
 import OpenEXR
 import tifffile
 
 from library.files import ciff, exif
+from library.files.parsers import metadata_or_nothing
 
 _STRUCTURE = (
     *("ImageWidth", "ImageLength", "BitsPerSample", "Compression", "SamplesPerPixel", "RowsPerStrip", "Predictor"),
@@ -37,14 +35,9 @@ def all_tags(path: str | Path) -> dict[str, str]:
         return _exr_attributes(path)
     if data[6:14] == ciff.SIGNATURE:
         return {_name(number): _text(value) for number, value in ciff.read_tags(data).items()}
-    # exifread reports damage through logging, which prints where nothing is configured.
-    logging.getLogger("exifread").addHandler(_SILENCE)
     found: dict[str, str] = {}
     for block in list(exif.exif_blocks(data)) or [data]:
-        try:
-            tags = exifread.process_file(io.BytesIO(block), details=False, extract_thumbnail=False)
-        except Exception:
-            continue  # what a damaged directory trips over in the parser
+        tags = exif.parse_block(block)
         for directory in ("EXIF", "GPS", "Image"):
             for name, tag in tags.items():
                 if name.startswith(f"{directory} ") and (short := _name(tag.tag)) not in _STRUCTURE:
@@ -52,15 +45,10 @@ def all_tags(path: str | Path) -> dict[str, str]:
     return found
 
 
-_SILENCE = logging.NullHandler()
-
-
 def _exr_attributes(path: str | Path) -> dict[str, str]:
-    try:
-        with OpenEXR.File(str(path), header_only=True) as file:
-            header = file.parts[0].header
-    except Exception:
-        return {}
+    header: dict[str, Any] = {}
+    with metadata_or_nothing(), OpenEXR.File(str(path), header_only=True) as file:
+        header = file.parts[0].header
     return {name: _text(value) for name, value in header.items() if name not in _EXR_LAYOUT}
 
 

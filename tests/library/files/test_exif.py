@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import logging
 import struct
-
-import pytest
 
 from library.files.exif import MAKE, MODEL, read_tags, whitelisted
 from library.files.metadata import ImageMetadata, metadata_tags
@@ -54,15 +51,3 @@ def test_a_value_of_a_type_that_cannot_be_written_again_is_left_out():
     values = whitelisted(read_tags(tiff_header([], odd)))
     assert values == {"MeteringMode": 5}
     assert whitelisted(read_tags(tiff_header(*metadata_tags(ImageMetadata(exif=values))))) == values
-
-
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"II*\0", b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\x05", b"\x89PNG\r\n\x1a\n", b"II\x1a\0\0\0HEAPCCDR"],
-)
-def test_damage_and_other_files_give_no_tags_and_no_word(
-    data: bytes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as where no logging is configured
-    assert read_tags(data) == {}
-    assert capsys.readouterr() == ("", "")
