@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +71,15 @@ FAILED = Failure(
 )
 
 BLACK, WHITE = (512.0, 500.0, 520.0, 512.0), 16000
+_OF_MOSAICS = (
+    *("cfa", "raw_gain", "gt_mosaic", "f_mosaic"),
+    *("black_level", "f_black_level", "white_level", "f_white_level"),
+)
+
+
+def of_pictures(pair: Pair, **others: Any) -> Pair:
+    """The same of an X-Trans sensor: what concerns mosaics is None. The other fields are given."""
+    return replace(pair, sensor="X-Trans", **dict.fromkeys(_OF_MOSAICS), **others)
 
 
 def smooth_scene(height: int, width: int) -> torch.Tensor:

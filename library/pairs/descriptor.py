@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -22,10 +22,9 @@ from PIL import Image as PillowImage
 
 from library.errors import DataError, ImageFileError, RawFileError
 from library.files.atomic import whole_file
-from library.pairs import quality
 from library.pairs.index import Failure, Pair, Row, Sensor, read_index, write_index
 from library.pairs.masks import pack_mask, unpack_mask, valid_fraction
-from library.pairs.prepare import DirectReader, Image, Reader, ingest
+from library.pairs.prepare import DirectReader, Image, Reader, ingest, pair_of, save_array
 from library.pairs.shift import overlap
 from library.pairs.store import mask_file
 
@@ -349,60 +348,26 @@ def _row(entry: PairEntry, sides: list[Image | str], folder: Path, base: Path) -
         return Failure(**names, sensor=sensor, gt_sha256=shas[0], f_sha256=shas[1], error=str(error))
     mask = mask_file(entry.image_set, gt.sha256, f.sha256)
     packed = pack_mask(valid)
-    with whole_file(folder / mask) as temporary, open(temporary, "wb") as opened:
-        np.save(opened, packed)
-    same = gt.sha256 == f.sha256
-    ok = same or entry.best_alignment_loss <= _CERTAIN_LOSS
+    save_array(folder / mask, packed)
     made_of = [gt.sha256, f.sha256, [dy, dx], hashlib.sha256(packed.tobytes()).hexdigest(), entry.rgb_gain]
-    flags = quality.flags(
-        alignment_ok=ok,
-        mask_mean=valid_fraction(valid),
-        rgb_gain=entry.rgb_gain,
-        same_camera=gt.camera == f.camera,
-        same_size=gt.size == f.size,
-    )
-    return Pair(
+    return pair_of(
+        replace(gt, overexposure_lb=entry.overexposure_lb),
+        f,
         **names,
-        sensor=sensor,
-        gt_sha256=gt.sha256,
-        f_sha256=f.sha256,
-        camera=gt.camera,
-        gt_iso=gt.iso,
-        f_iso=f.iso,
-        cfa=gt.cfa,
-        height=gt.height,
-        width=gt.width,
-        f_height=f.height,
-        f_width=f.width,
         shift_y=dy,
         shift_x=dx,
         offset_y=float(dy),
         offset_x=float(dx),
         alignment_error=None,
         alignment_sigma=None,
-        alignment_ok=ok,
+        alignment_ok=gt.sha256 == f.sha256 or entry.best_alignment_loss <= _CERTAIN_LOSS,
         alignment_loss=entry.best_alignment_loss,
         raw_gain=entry.raw_gain,
         rgb_gain=entry.rgb_gain,
         mask_mean=valid_fraction(valid),
         rgb_msssim=entry.rgb_msssim_score,
-        overexposure_lb=entry.overexposure_lb,
-        f_overexposure_lb=f.overexposure_lb,
-        black_level=gt.black_level,
-        f_black_level=f.black_level,
-        white_level=gt.white_level,
-        f_white_level=f.white_level,
-        white_balance=gt.white_balance,
-        noise_a=gt.noise_a,
-        noise_b=gt.noise_b,
-        f_noise_a=f.noise_a,
-        f_noise_b=f.noise_b,
-        xyz_to_camera=gt.xyz_to_camera,
-        gt_mosaic=gt.array if entry.is_bayer else None,
-        f_mosaic=f.array if entry.is_bayer else None,
         mask=mask,
         target=None if entry.is_bayer else gt.array,
-        flags=tuple(flags),
         key=hashlib.sha256(json.dumps(["descriptor", *made_of]).encode()).hexdigest(),
     )
 

@@ -164,7 +164,7 @@ def ingest(path: Path, scene: str, folder: Path, reader: Reader) -> Image:
     if min(image.size) < SMALLEST_SIDE:
         reason = f"has {image.height} x {image.width} pixels, and pairs need {SMALLEST_SIDE} a side: leave it out"
         raise RawFileError(path, reason)
-    _save(folder / image.array, array)
+    save_array(folder / image.array, array)
     _write_json(folder / _image_file(scene, image.sha256), asdict(image))
     return image
 
@@ -400,12 +400,46 @@ def prepare_pair(
     compared = _compare(loaded_gt, loaded_f, shared, rgb_gain, settings)
     if compared.mask.any():
         raw_gain, rgb_gain = _gains(loaded_gt, loaded_f, shared, compared.mask)
-    mask_mean = valid_fraction(compared.mask)
     mask = mask_file(scene, gt.sha256, f.sha256)
-    _save(folder / mask, pack_mask(compared.mask))
-    return Pair(
+    save_array(folder / mask, pack_mask(compared.mask))
+    return pair_of(
+        gt,
+        f,
         **names,
         scene=scene,
+        shift_y=found.shift[0],
+        shift_x=found.shift[1],
+        offset_y=found.offset[0],
+        offset_x=found.offset[1],
+        alignment_error=found.error,
+        alignment_sigma=found.sigma,
+        alignment_ok=found.ok,
+        alignment_loss=compared.loss,
+        raw_gain=raw_gain,
+        rgb_gain=rgb_gain,
+        mask_mean=valid_fraction(compared.mask),
+        rgb_msssim=compared.score,
+        mask=mask,
+        target=_target(loaded_gt, scene, folder, settings),
+        key=pair_key(gt.sha256, f.sha256, settings),
+    )
+
+
+def pair_of(gt: Image, f: Image, *, alignment_ok: bool, rgb_gain: float, mask_mean: float, **others: Any) -> Pair:
+    """The row of two images of one sensor: what is known of either, what comparing them came to, and its flags.
+
+    others  the fields of `Pair` that neither image tells, where the files lie among them
+    """
+    is_bayer = gt.sensor == "Bayer"
+    flags = quality.flags(
+        alignment_ok=alignment_ok,
+        mask_mean=mask_mean,
+        rgb_gain=rgb_gain,
+        same_camera=gt.camera == f.camera,
+        same_size=gt.size == f.size,
+    )
+    return Pair(
+        **others,
         sensor=gt.sensor,
         gt_sha256=gt.sha256,
         f_sha256=f.sha256,
@@ -417,18 +451,9 @@ def prepare_pair(
         width=gt.width,
         f_height=f.height,
         f_width=f.width,
-        shift_y=found.shift[0],
-        shift_x=found.shift[1],
-        offset_y=found.offset[0],
-        offset_x=found.offset[1],
-        alignment_error=found.error,
-        alignment_sigma=found.sigma,
-        alignment_ok=found.ok,
-        alignment_loss=compared.loss,
-        raw_gain=raw_gain,
+        alignment_ok=alignment_ok,
         rgb_gain=rgb_gain,
         mask_mean=mask_mean,
-        rgb_msssim=compared.score,
         overexposure_lb=gt.overexposure_lb,
         f_overexposure_lb=f.overexposure_lb,
         black_level=gt.black_level,
@@ -443,18 +468,7 @@ def prepare_pair(
         xyz_to_camera=gt.xyz_to_camera,
         gt_mosaic=gt.array if is_bayer else None,
         f_mosaic=f.array if is_bayer else None,
-        mask=mask,
-        target=_target(loaded_gt, scene, folder, settings),
-        flags=tuple(
-            quality.flags(
-                alignment_ok=found.ok,
-                mask_mean=mask_mean,
-                rgb_gain=rgb_gain,
-                same_camera=gt.camera == f.camera,
-                same_size=gt.size == f.size,
-            )
-        ),
-        key=pair_key(gt.sha256, f.sha256, settings),
+        flags=tuple(flags),
     )
 
 
@@ -486,7 +500,7 @@ def _target(gt: _Loaded, scene: str, folder: Path, settings: Settings) -> str | 
     if not (folder / file).exists():
         mosaic = normalized_mosaic(gt.samples, image.black_level, image.white_level)
         rgb = balanced_demosaic(mosaic, image.white_balance, demosaic_named(settings.demosaic))
-        _save(folder / file, _half(rgb.permute(1, 2, 0).numpy()))
+        save_array(folder / file, _half(rgb.permute(1, 2, 0).numpy()))
     return file
 
 
@@ -677,7 +691,8 @@ def _image_file(scene: str, sha256: str) -> str:
     return f"arrays/{scene}/{sha256[:16]}.json"
 
 
-def _save(file: Path, array: np.ndarray) -> None:
+def save_array(file: Path, array: np.ndarray) -> None:
+    """Write an array, whole or not at all."""
     with whole_file(file) as temporary, open(temporary, "wb") as opened:
         np.save(opened, array)
 

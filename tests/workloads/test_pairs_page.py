@@ -15,7 +15,7 @@ from PIL import Image
 from library.pairs.index import write_index
 from library.pairs.store import picture_file
 from tests.pages import Page
-from tests.prepared_pairs import FAILED, write_pair
+from tests.prepared_pairs import FAILED, of_pictures, write_pair
 from workloads.pairs_page import write_pairs_page
 
 SIZE = (220, 300)
@@ -110,9 +110,7 @@ def test_pictures_of_x_trans_pairs_of_odd_sizes_are_shown(tmp_path: Path):
     for sha, array in arrays.items():
         np.save(tmp_path / picture_file("x", sha), array)
     size = {"height": 181, "width": 191, "f_height": 181, "f_width": 191}
-    levels = dict.fromkeys(("black_level", "f_black_level", "white_level", "f_white_level", "cfa", "raw_gain"))
-    target = picture_file("x", pair.gt_sha256)
-    pair = replace(pair, sensor="X-Trans", gt_mosaic=None, f_mosaic=None, target=target, **size, **levels)
+    pair = of_pictures(pair, target=picture_file("x", pair.gt_sha256), **size)
     shared = pair.overlap
     np.save(tmp_path / pair.mask, np.packbits(np.ones((shared.height, shared.width), bool), axis=1))
     write_index(tmp_path, [pair])

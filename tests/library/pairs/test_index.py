@@ -10,24 +10,10 @@ import pytest
 
 from library.errors import DataError
 from library.pairs.index import SCHEMA, Failure, Pair, index_digest, read_index, write_index
-from tests.prepared_pairs import FAILED, PAIR
+from tests.prepared_pairs import FAILED, PAIR, of_pictures
 
 UNKNOWN = replace(PAIR, f_path="Bayer/lamp/c.arw", gt_iso=None, xyz_to_camera=None, rgb_msssim=None, flags=(), key="k2")
-PICTURES = replace(
-    PAIR,
-    scene="garden",
-    sensor="X-Trans",
-    cfa=None,
-    raw_gain=None,
-    black_level=None,
-    f_black_level=None,
-    white_level=None,
-    f_white_level=None,
-    gt_mosaic=None,
-    f_mosaic=None,
-    target="arrays/garden/a.target.npy",
-    key="k3",
-)
+PICTURES = of_pictures(PAIR, scene="garden", target="arrays/garden/a.target.npy", key="k3")
 
 
 def test_rows_come_back_as_they_were_written_sorted(tmp_path: Path) -> None:

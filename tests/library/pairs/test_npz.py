@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from library.pairs.index import write_index
 from library.pairs.masks import pack_mask
 from library.pairs.npz import export_npz, import_npz
 from library.pairs.store import PairStore, picture_file
-from tests.prepared_pairs import write_pair
+from tests.prepared_pairs import of_pictures, write_pair
 
 CONTRACT = Path(__file__).parents[3] / "library/pairs/NPZ.md"
 SHIFTS = [(0, 0), (2, -4), (3, 5), (-1, -6)]
@@ -123,10 +122,7 @@ def test_pictures_of_x_trans_go_out_and_in_too(tmp_path: Path):
     pair = write_pair(folder, (1, 4), name="x", stored=True)
     rgb = np.random.default_rng(0).random((44, 52, 3)).astype(np.float16)
     np.save(folder / picture_file("x", pair.f_sha256), rgb)
-    nothing = dict.fromkeys(
-        ("cfa", "raw_gain", "black_level", "f_black_level", "white_level", "f_white_level", "gt_mosaic", "f_mosaic")
-    )
-    pair = replace(pair, sensor="X-Trans", xyz_to_camera=None, **nothing)
+    pair = of_pictures(pair, xyz_to_camera=None)
     np.save(folder / pair.mask, pack_mask(np.ones((pair.overlap.height, pair.overlap.width), bool)))
     write_index(folder, [pair])
     store = PairStore(folder)
