@@ -25,8 +25,8 @@ from library.errors import ConfigError, StreamFileError
 from library.files.sgr.container import DamagedTileError, SgrFile, StreamSizes, TileRecord, fixed_size, write_sgr
 from library.files.sgr.header import MAX_TILE, MIN_TILE, StreamHeader
 from library.files.sgr.metadata import FileMetadata
-from library.inference.engine import Patch
 from library.inference.subjects import Subject
+from library.inference.tiled import Patch
 from library.memory import keep_freed_memory
 from library.models.blocks.codec import Conditions, stabilizer_offset
 from library.models.blocks.latent_coding import decode_tiles, encode_tiles

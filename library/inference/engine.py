@@ -27,14 +27,14 @@ from library.inference.tile_size import (
     fitting_tile,
     resident_memory,
 )
+from library.inference.tiled import Patch, run_tiled
 from library.memory import keep_freed_memory
-from library.models.blocks.image_model import ImageModel
 from library.ops.cfa import BAYER_PHASES, cfa_period, sample_cfa, shift_cfa
 from library.ops.cfa_planes import CFA_PLANES
 from library.ops.highlights import MARGIN as HIGHLIGHT_MARGIN
 from library.ops.highlights import keep_clipped
 from library.ops.levels import normalize_levels
-from library.ops.tiles import Span, Tile, plan_tiles
+from library.ops.tiles import Span, Tile
 
 ENGINE_VERSION = "2"
 """Changes whenever the same raw and bundle would give other samples."""
@@ -52,15 +52,6 @@ _OUTPUT_BYTES = 12
 
 TileSize = int | Literal["auto"]
 """Model input pixels a side. auto: as large as memory allows where no bit depends on it, else one size for all."""
-
-
-class Patch(NamedTuple):
-    """A rectangle of a picture."""
-
-    top: int
-    left: int
-    pixels: Tensor
-    """(3, height, width) float32"""
 
 
 class Engine:
@@ -255,40 +246,6 @@ class Engine:
 def fixed_tile(backend: BackendName, tile: TileSize) -> int:
     """Model input pixels a side of a tile, where its size shows in the result."""
     return _FIXED_TILES[backend] if tile == "auto" else tile
-
-
-def run_tiled(
-    model: ImageModel,
-    height: int,
-    width: int,
-    window: Callable[[Tile], Tensor],
-    *,
-    tile: int,
-    precision: Precision = "fp32",
-    run: Callable[[Tensor], Tensor] | None = None,
-) -> Iterator[Patch]:
-    """Run a model over an image of `height` x `width` input pixels, one tile at a time.
-
-    window     gives the (C, h, w) input of a tile's window
-    precision  of PyTorch
-    run        what computes the model's (1, C, h, w) input instead
-    yields     patches in output pixels, on the CPU
-    """
-    scale = model.scale
-    for t in plan_tiles(height, width, tile=tile, halo=model.halo, lattice=model.lattice):
-        x = window(t)[None]
-        y = (run(x) if run is not None else _in_torch(model, x, precision))[0]
-        top, left = t.rows.start - t.window_rows.start, t.columns.start - t.window_columns.start
-        bottom, right = top + t.rows.stop - t.rows.start, left + t.columns.stop - t.columns.start
-        core = y[:, scale * top : scale * bottom, scale * left : scale * right]
-        yield Patch(scale * t.rows.start, scale * t.columns.start, core.cpu())
-
-
-def _in_torch(model: ImageModel, x: Tensor, precision: Precision) -> Tensor:
-    device = model.device
-    x = x.to(device).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        return model(x).float()
 
 
 # --- a raw as networks see it -----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from library.files.lossy import write_jpeg, write_jxl
 from library.files.metadata import ImageMetadata
 from library.files.picture import write_png, write_tiff16
 from library.files.raw import RawImage
-from library.inference.engine import Patch
+from library.inference.tiled import Patch
 from library.ops.cfa import cfa_period, sample_cfa, shift_cfa
 from library.ops.demosaic import demosaic_half_size
 from library.ops.develop import auto_exposure_ev, camera_rgb_to_balanced_lin_rec2020, develop_camera_rgb

@@ -9,7 +9,8 @@ import torch
 from library.bundle import Bundle, golden_inputs
 from library.inference.backends.base import BackendName, Precision, is_exact
 from library.inference.backends.opening import open_backend
-from library.inference.engine import SMALLEST_TILE, run_tiled
+from library.inference.engine import SMALLEST_TILE
+from library.inference.tiled import run_tiled
 from library.ops.tiles import Tile
 
 

@@ -25,9 +25,10 @@ from library.files.dng import write_cfa_dng
 from library.files.metadata import ImageMetadata
 from library.files.raw import read_raw
 from library.inference.denoise import denoise_file
-from library.inference.engine import Engine, run_tiled
+from library.inference.engine import Engine
 from library.inference.strength import Strength
 from library.inference.tile_size import activation_bytes
+from library.inference.tiled import run_tiled
 from library.memory import keep_freed_memory
 from library.models import mobile, nafnet, unet
 from library.models.blocks.image_model import ImageModel, ModelConfig

@@ -21,11 +21,13 @@ from library.bundle import Bundle, load_bundle
 from library.errors import ImageFileError, RawFileError
 from library.files.picture import read_image, write_png
 from library.files.raw import RawImage, read_raw
+from library.inference.backends.base import Precision
 from library.inference.classical import Baseline, best_classical, classical_picture
 from library.inference.denoise import denoise_raw
-from library.inference.engine import Engine, Precision, run_tiled
+from library.inference.engine import Engine
 from library.inference.onnx_denoiser import OnnxDenoiser
 from library.inference.outputs import OUTPUT_BLACK, OUTPUT_WHITE
+from library.inference.tiled import run_tiled
 from library.metrics import MS_SSIM_SMALLEST_SIDE, compare_aligned, compare_camera_rgb, ms_ssim, psnr
 from library.ops.cfa import mirror_pad, sample_cfa
 from library.ops.color import (

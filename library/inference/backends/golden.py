@@ -13,6 +13,8 @@ from torch import Tensor
 from library.bundle import Bundle, golden_inputs
 from library.errors import BundleError, StillgrainError
 from library.files.places import place
+from library.inference.tiled import run_tiled
+from library.ops.tiles import Tile
 from library.sealed import read_files, read_tensors
 
 _GOLDEN = "golden.safetensors"
@@ -25,6 +27,8 @@ LARGEST_NOISE = 1.0
 LARGEST_SHIFT = 0.25
 """Lightness by which half precision may move a channel of a tile."""
 
+_TILE = 256
+"""Model input pixels a side."""
 _MIDDLE_GREY = 0.184
 """Luminance of L* 50."""
 
@@ -60,10 +64,15 @@ class LightnessError:
 
 def lightness_error(found: Tensor, wanted: Tensor) -> LightnessError:
     """Of (K, 3, H, W) outputs against those in float32, scene-linear at any gain."""
-    exposure = _MIDDLE_GREY / wanted.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
-    error = _lightness(found.double() * exposure) - _lightness(wanted.double() * exposure)
-    noise, shift = error.square().mean(dim=(2, 3)).sqrt().max(), error.mean(dim=(2, 3)).abs().max()
-    return LightnessError(float(noise), float(shift))
+    noise, shift = [], []
+    for found_tile, wanted_tile in zip(found, wanted, strict=True):
+        exposure = _MIDDLE_GREY / wanted_tile.abs().mean().clamp_min(1e-12)
+        for pair in zip(found_tile, wanted_tile, strict=True):  # of a large tile, doubles take memory
+            after, before = (_lightness(channel.double() * exposure) for channel in pair)
+            error = after - before
+            noise.append(error.square().mean().sqrt())
+            shift.append(error.mean().abs())
+    return LightnessError(float(torch.stack(noise).max()), float(torch.stack(shift).max()))
 
 
 def _lightness(luminance: Tensor) -> Tensor:
@@ -137,8 +146,15 @@ def _sides(bundle: Bundle, height: int, width: int) -> tuple[Tensor, Tensor]:
     block = torch.cat([torch.cat([tiles[0], tiles[1]], 2), torch.cat([tiles[2], tiles[3]], 2)], 1)
     rows, columns = (torch.arange(side) % block.shape[-1] for side in (height, width))
     x = block[None, :, rows[:, None], columns]
-    with torch.no_grad():
-        return x, model(x.contiguous(memory_format=torch.channels_last))
+    wanted = torch.empty(1, 3, model.scale * height, model.scale * width)
+
+    def window(tile: Tile) -> Tensor:
+        return x[0, :, slice(*tile.window_rows), slice(*tile.window_columns)]
+
+    # By small tiles, which are as exact: who checks a large graph has no memory to spare beside it.
+    for top, left, pixels in run_tiled(model, height, width, window, tile=_TILE // model.lattice * model.lattice):
+        wanted[0, :, top : top + pixels.shape[1], left : left + pixels.shape[2]] = pixels
+    return x, wanted
 
 
 def _seen(bundle: Bundle, found: Tensor, wanted: Tensor, fault: str) -> LightnessError:

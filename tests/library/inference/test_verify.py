@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from library.bundle import Bundle, golden_inputs, load_bundle, write_bundle
-from library.inference.engine import SMALLEST_TILE, run_tiled
+from library.inference.engine import SMALLEST_TILE
+from library.inference.tiled import run_tiled
 from library.inference.verify import verify_tiling
 from library.models import nafnet, unet
 from library.models.blocks.image_model import ModelConfig
