@@ -13,6 +13,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  || { echo "needs Python 3.11 to 3.13, and $(PYTHON) is another: make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true # by all cores, where pip takes one; a few files are for other Pythons
 	@touch $(INSTALLED)
 
 # Each step is a command that can be typed by hand; what it was and how long it took goes into the report.
