@@ -87,7 +87,7 @@ def run_pool(
     # A dead worker is replaced by a new actor, not restarted by Ray: with restarts a crash is reported as "temporarily
     # unavailable", like a lost network, and a crash while loading is repeated without end.
     options: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "max_restarts": 0, "max_task_retries": 0}
-    options["runtime_env"] = {"env_vars": KEEP_FREED}
+    options["runtime_env"] = {"env_vars": KEEP_FREED}  # items come to threads that malloc has met before we could speak
     if items_per_worker > 1:
         options["max_concurrency"] = items_per_worker
     actor_class: Any = ray.remote(_Worker)

@@ -279,6 +279,7 @@ def main() -> int:
             write_bundle(
                 folder / "bundle", model.build(), name="b", training={}, data_digest="none", metrics={}, step=1
             )
+        computing.engine(folder / "bundle")  # a refusal ends the program here; in a process of its own it would not
         ray.init(num_cpus=NUM_CPUS, object_store_memory=store, log_to_driver=False, include_dashboard=False)
         try:
             if asked.finished:

@@ -28,7 +28,7 @@ LARGEST_SHIFT = 0.25
 """Lightness by which half precision may move a channel of a tile."""
 
 _TILE = 256
-"""Model input pixels a side."""
+"""Model input pixels a side, by which PyTorch computes what a larger graph is compared with."""
 _MIDDLE_GREY = 0.184
 """Luminance of L* 50."""
 
