@@ -48,6 +48,7 @@ from workloads.runs.read import read_run
 from workloads.sweeps.branch import branch
 from workloads.sweeps.page import write_sweep_page
 from workloads.sweeps.plan import Plan
+from workloads.sweeps.population import Population
 from workloads.sweeps.results import Results
 from workloads.sweeps.search import Mode, Random, Searcher
 from workloads.sweeps.space import Axis
@@ -267,17 +268,13 @@ def _scheduler(config: Config, plan: Plan) -> schedulers.TrialScheduler | None:
         _remind(asha, plan.ledger)
         return asha
     if isinstance(scheduler, Pbt):
-        drawn = {key: _as_tune_has_it(axis) for key, axis in config.space.items()}
-        return schedulers.PopulationBasedTraining(
-            time_attr="step",
-            metric=metric,
-            mode=mode,
-            perturbation_interval=scheduler.interval_steps,
-            quantile_fraction=scheduler.quantile,
-            hyperparam_mutations={"trial": {"overrides": drawn}},
-            require_attrs=False,
-            synch=True,
-            log_config=False,
+        return Population(
+            metric,
+            mode,
+            interval=scheduler.interval_steps,
+            last=plan.base.total_steps,
+            quantile=scheduler.quantile,
+            space=config.space,
         )
     return None
 
@@ -422,18 +419,6 @@ def _reason(error: Exception | None) -> str:
     lines = [line.strip() for line in str(error or "its process died").strip().splitlines() if line.strip()]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
     return (named or lines)[-1]
-
-
-def _as_tune_has_it(axis: Axis) -> Any:
-    """For a population, which draws anew, and goes a step up or down."""
-    if axis.choice is not None:
-        return list(axis.choice)
-    if axis.integer is not None:
-        return tune.randint(axis.integer[0], axis.integer[1] + 1)
-    if axis.loguniform is not None:
-        return tune.loguniform(*axis.loguniform)
-    assert axis.uniform is not None
-    return tune.uniform(*axis.uniform)
 
 
 # --- in a trial's process --------------------------------------------------------------------------------------------
