@@ -31,6 +31,7 @@ import torch
 from pydantic import Field, JsonValue, model_validator
 from ray import tune
 from ray.tune import schedulers
+from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher as TuneSearcher
@@ -48,7 +49,6 @@ from workloads.runs.read import read_run
 from workloads.sweeps.branch import branch
 from workloads.sweeps.page import write_sweep_page
 from workloads.sweeps.plan import Plan
-from workloads.sweeps.population import Population
 from workloads.sweeps.results import Results
 from workloads.sweeps.search import Mode, Random, Searcher
 from workloads.sweeps.space import Axis
@@ -277,6 +277,66 @@ def _scheduler(config: Config, plan: Plan) -> schedulers.TrialScheduler | None:
             space=config.space,
         )
     return None
+
+
+class Population(schedulers.PopulationBasedTraining):
+    """Trials that wait for each other after every interval; there the worst take over the weights of the best, and
+    settings near to theirs (Jaderberg et al. 2017). Tune's own, without two of its defects.
+
+    metric    by which they are compared, in reports that have a `step` too
+    interval  optimizer updates between two comparisons
+    last      the update after which trials end: nobody takes over what is finished
+    quantile  share of the trials that is replaced, and of those that replace it
+    space     what may differ; stands below `trial`, `overrides` in a trial's config
+    """
+
+    def __init__(
+        self, metric: str, mode: Mode, *, interval: int, last: int, quantile: float, space: Mapping[str, Axis]
+    ) -> None:
+        super().__init__(
+            time_attr="step",
+            metric=metric,
+            mode=mode,
+            perturbation_interval=interval,
+            quantile_fraction=quantile,
+            hyperparam_mutations={"trial": {"overrides": {key: _drawn(axis) for key, axis in space.items()}}},
+            require_attrs=False,
+            synch=True,
+            log_config=False,
+        )
+        self._last = last
+
+    def on_trial_result(self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]) -> str:
+        if result.get("step") == self._last:
+            return schedulers.TrialScheduler.CONTINUE
+        decision = super().on_trial_result(tune_controller, trial, result)
+        for other in tune_controller.get_trials():
+            if other.status == TuneTrial.PAUSED:
+                # A trial that is replaced while its state is still being saved would be stopped for good at its next
+                # report: Tune notes a stop for it, to be done when that is saved. To pause it once more drops the note.
+                tune_controller.pause_trial(other, should_checkpoint=False)
+        return decision
+
+    def choose_trial_to_run(self, tune_controller: TuneController) -> TuneTrial | None:
+        chosen = super().choose_trial_to_run(tune_controller)
+        alive = list(tune_controller.get_live_trials())
+        if chosen is None and alive and all(trial.status == TuneTrial.PAUSED for trial in alive):
+            # They wait for one that has ended meanwhile, of which Tune does not take notice: compare those there are.
+            self.on_trial_result(tune_controller, alive[0], alive[0].last_result)
+            chosen = super().choose_trial_to_run(tune_controller)
+        return chosen
+
+
+def _drawn(axis: Axis) -> Any:
+    """As Tune has it, which draws anew, and goes a step up or down."""
+    if axis.choice is not None:
+        return list(axis.choice)
+    if axis.integer is not None:
+        return tune.randint(axis.integer[0], axis.integer[1] + 1)
+    if axis.loguniform is not None:
+        return tune.loguniform(*axis.loguniform)
+    assert axis.uniform is not None
+    return tune.uniform(*axis.uniform)
 
 
 def _remind(scheduler: schedulers.TrialScheduler, ledger: Ledger) -> None:

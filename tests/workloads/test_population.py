@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ray import tune
 
-from workloads.sweeps.population import Population
+from workloads.sweep import Population
 from workloads.sweeps.space import Axis
 
 pytestmark = [
