@@ -124,9 +124,10 @@ def test_a_decoder_that_crashes_harms_its_file_only(raw_dng: Path, endless: Path
 
         def crash_twice() -> None:
             for _ in range(2):  # the child that has read a file before is not believed
-                writing = os.open(endless, os.O_WRONLY)  # returns when somebody has opened it to read
-                child = reader.process_id
+                while (child := reader.process_id) in (None, *crashed):  # a dead one may hold the pipe a little longer
+                    time.sleep(0.01)
                 assert child
+                writing = os.open(endless, os.O_WRONLY)  # returns when somebody has opened it to read
                 os.kill(child, signal.SIGSEGV)
                 wait_until_gone(child)
                 os.close(writing)
