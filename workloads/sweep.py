@@ -14,13 +14,11 @@ Killed on the way? The same command goes on: trials that have ended stay, those 
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import re
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,33 +29,31 @@ import torch
 from pydantic import Field, JsonValue, model_validator
 from ray import tune
 from ray.tune import schedulers
-from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher as TuneSearcher
 from upath import UPath
 
-from library.config import Frozen, Location, replaced, validate
+from library.config import Frozen, Location, validate
 from library.errors import ConfigError, StillgrainError
-from library.files.places import place, remove_folder
+from library.files.places import place
 from library.memory import keep_freed_memory
 from library.training.world import World
 from workloads.launch import Host, LaunchConfig
 from workloads.progress import TrialBar
 from workloads.ray_session import ray_session, wait_for_room
 from workloads.runs.read import read_run
-from workloads.sweeps.branch import branch
 from workloads.sweeps.page import write_sweep_page
 from workloads.sweeps.plan import Plan
+from workloads.sweeps.population import Pbt
 from workloads.sweeps.results import Results
 from workloads.sweeps.search import Mode, Random, Searcher
 from workloads.sweeps.space import Axis
-from workloads.sweeps.trials import COSTS, Ledger, Status, Trial, reports_of
+from workloads.sweeps.trials import COSTS, Ledger, Status, Trial, last_report, reports_of
 
 _OF_THE_SWEEP = ("name", "storage", "stores", "start_from", "workload")
 """Keys of a training that a sweep sets itself, or that cannot vary within it."""
 _DRIVER_BYTES = 2**28
-_POINTER, _IN_POPULATION = "checkpoint.json", "in_population"
 
 
 class Asha(Frozen):
@@ -68,16 +64,6 @@ class Asha(Frozen):
     """Optimizer updates that every trial is given; a validation should fall there."""
     reduction: float = Field(default=3, gt=1)
     """Of the trials at each rung the best of so many go on; the next rung is as many times as far."""
-
-
-class Pbt(Frozen):
-    """Let the worst trials go on from the weights of the best, with settings near to theirs (Jaderberg et al. 2017)."""
-
-    kind: Literal["pbt"] = "pbt"
-    interval_steps: int = Field(gt=0)
-    """Optimizer updates after which all trials are compared; a validation must fall there."""
-    quantile: float = Field(default=0.25, gt=0, le=0.5)
-    """Share of the trials that is replaced, and of those that replace it."""
 
 
 class Config(Frozen):
@@ -198,13 +184,6 @@ def _run_trials(config: Config, plan: Plan) -> None:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     at_once = plan.at_once(nodes)
     print(plan.reckoning(nodes), file=sys.stderr, flush=True)
-    population = isinstance(config.scheduler, Pbt)
-    jobs: list[dict[str, Any]] = []
-    if population:
-        for index in plan.missing():
-            plan.begin(index)
-        begun = (trial for trial in plan.ledger.trials if trial.status == "running")
-        jobs = [plan.job(trial) | {_IN_POPULATION: True} for trial in begun]
     watcher = _Watcher(config, plan)
     # Loggers of Tune's own would write down what our runs record already; nor shall it print above our own line.
     # A report of an error has no metrics, which is no error of its own.
@@ -214,19 +193,17 @@ def _run_trials(config: Config, plan: Plan) -> None:
     with tempfile.TemporaryDirectory(prefix="stillgrain-tune-", ignore_cleanup_errors=True) as folder:
         tuner = tune.Tuner(
             tune.with_resources(_train_trial, _resources(plan)),
-            param_space={"trial": tune.grid_search(jobs)} if population else {},
             tune_config=tune.TuneConfig(
-                search_alg=None if population else _Suggestions(plan),
-                num_samples=1 if population else len(plan.waiting()),
-                max_concurrent_trials=None if population else at_once,  # all of a population must be there
+                search_alg=_Suggestions(plan),
+                num_samples=-1,  # until there is nothing more to suggest
+                max_concurrent_trials=at_once,
                 scheduler=_scheduler(config, plan),
                 trial_name_creator=_name_of,
                 trial_dirname_creator=_name_of,
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                # What a trial of a population goes on from, it must find on whatever node.
-                storage_path=str(config.folder / "tune") if population else folder,
+                storage_path=folder,
                 callbacks=[watcher],
                 stop=_StopAtError(watcher),
                 failure_config=tune.FailureConfig(max_failures=config.max_failures),
@@ -234,12 +211,9 @@ def _run_trials(config: Config, plan: Plan) -> None:
             ),
         )
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Consider boosting PBT", UserWarning)  # its remedy is no function's
-                tuner.fit()
+            tuner.fit()
         finally:
             watcher.close()
-            remove_folder(config.folder / "tune")
     if watcher.error is not None:
         raise watcher.error
 
@@ -267,76 +241,7 @@ def _scheduler(config: Config, plan: Plan) -> schedulers.TrialScheduler | None:
         )
         _remind(asha, plan.ledger)
         return asha
-    if isinstance(scheduler, Pbt):
-        return Population(
-            metric,
-            mode,
-            interval=scheduler.interval_steps,
-            last=plan.base.total_steps,
-            quantile=scheduler.quantile,
-            space=config.space,
-        )
     return None
-
-
-class Population(schedulers.PopulationBasedTraining):
-    """Trials that wait for each other after every interval; there the worst take over the weights of the best, and
-    settings near to theirs (Jaderberg et al. 2017). Tune's own, without two of its defects.
-
-    metric    by which they are compared, in reports that have a `step` too
-    interval  optimizer updates between two comparisons
-    last      the update after which trials end: nobody takes over what is finished
-    quantile  share of the trials that is replaced, and of those that replace it
-    space     what may differ; stands below `trial`, `overrides` in a trial's config
-    """
-
-    def __init__(
-        self, metric: str, mode: Mode, *, interval: int, last: int, quantile: float, space: Mapping[str, Axis]
-    ) -> None:
-        super().__init__(
-            time_attr="step",
-            metric=metric,
-            mode=mode,
-            perturbation_interval=interval,
-            quantile_fraction=quantile,
-            hyperparam_mutations={"trial": {"overrides": {key: _drawn(axis) for key, axis in space.items()}}},
-            require_attrs=False,
-            synch=True,
-            log_config=False,
-        )
-        self._last = last
-
-    def on_trial_result(self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]) -> str:
-        if result.get("step") == self._last:
-            return schedulers.TrialScheduler.CONTINUE
-        decision = super().on_trial_result(tune_controller, trial, result)
-        for other in tune_controller.get_trials():
-            if other.status == TuneTrial.PAUSED:
-                # A trial that is replaced while its state is still being saved would be stopped for good at its next
-                # report: Tune notes a stop for it, to be done when that is saved. To pause it once more drops the note.
-                tune_controller.pause_trial(other, should_checkpoint=False)
-        return decision
-
-    def choose_trial_to_run(self, tune_controller: TuneController) -> TuneTrial | None:
-        chosen = super().choose_trial_to_run(tune_controller)
-        alive = list(tune_controller.get_live_trials())
-        if chosen is None and alive and all(trial.status == TuneTrial.PAUSED for trial in alive):
-            # They wait for one that has ended meanwhile, of which Tune does not take notice: compare those there are.
-            self.on_trial_result(tune_controller, alive[0], alive[0].last_result)
-            chosen = super().choose_trial_to_run(tune_controller)
-        return chosen
-
-
-def _drawn(axis: Axis) -> Any:
-    """As Tune has it, which draws anew, and goes a step up or down."""
-    if axis.choice is not None:
-        return list(axis.choice)
-    if axis.integer is not None:
-        return tune.randint(axis.integer[0], axis.integer[1] + 1)
-    if axis.loguniform is not None:
-        return tune.loguniform(*axis.loguniform)
-    assert axis.uniform is not None
-    return tune.uniform(*axis.uniform)
 
 
 def _remind(scheduler: schedulers.TrialScheduler, ledger: Ledger) -> None:
@@ -363,25 +268,20 @@ class _Suggestions(_OfThisDriver, TuneSearcher):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self._plan = plan
-        self._begun = [trial for trial in plan.ledger.trials if trial.status == "running"]
+        self._busy: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        plan, must_wait = self._plan, False
-        for trial in self._begun:
-            if trial.after is None or plan.ledger.status(trial.after) != "running":
-                self._begun.remove(trial)
-                return {"trial": plan.job(trial)}
-            must_wait = True
-        for index in plan.missing():
-            trial = plan.begin(index)
-            if trial is None:
-                must_wait = True
-            elif trial.status == "running":
-                return {"trial": plan.job(trial)}
-        return None if must_wait else TuneSearcher.FINISHED
+        trial = self._plan.next_trial(self._busy.values())
+        if trial is None:
+            return TuneSearcher.FINISHED
+        if trial == "wait":
+            return None
+        self._busy[trial_id] = trial.index
+        return {"trial": self._plan.job(trial)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """`_Watcher` is told more."""
+        """What became of it `_Watcher` is told, afterwards."""
+        self._busy.pop(trial_id, None)
 
     def save(self, checkpoint_path: str) -> None:
         """What counts is in the ledger."""
@@ -392,7 +292,7 @@ class _Watcher(_OfThisDriver, tune.Callback):
     """Keeps the ledger while Tune runs the trials, and shows where they stand."""
 
     def __init__(self, config: Config, plan: Plan) -> None:
-        self._metrics, self._ledger = config.metrics, plan.ledger
+        self._metrics, self._plan, self._ledger = config.metrics, plan, plan.ledger
         self._since: dict[int, float] = {}
         self.error: StillgrainError | None = None
         """Why no trial can give what the sweep is after."""
@@ -401,7 +301,7 @@ class _Watcher(_OfThisDriver, tune.Callback):
         self._show()
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self._since[_index(trial)] = time.monotonic()
+        self._since.setdefault(_index(trial), time.monotonic())  # it may be a further attempt
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
@@ -421,17 +321,21 @@ class _Watcher(_OfThisDriver, tune.Callback):
             self._best = max(
                 self._best or (score, ""), (score, f"best {first} {result[first]:.4g} of trial {own.index}")
             )
-        if "run" in result and result["run"] != own.run:
-            own.run, own.overrides = result["run"], dict(trial.config["trial"]["overrides"])
-            self._ledger.save()
         self._show()
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         own = self._ledger[_index(trial)]
         if self.error is not None:
             return  # it was broken off, and may go on
-        ended = self._ledger.read_run(own).status in ("finished", "stopped early")
-        self._end(own, "failed" if own.error else "done" if ended else "stopped")
+        population = self._plan.population
+        if own.error:
+            self._end(own, "failed")
+        elif self._ledger.read_run(own).status in ("finished", "stopped early"):
+            self._end(own, "done")
+        elif population is not None and population.has_arrived(own):
+            self._end(own, "running")
+        else:
+            self._end(own, "stopped")
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         own = self._ledger[_index(trial)]
@@ -466,12 +370,12 @@ class _StopAtError(_OfThisDriver, tune.Stopper):
 
 
 def _name_of(trial: TuneTrial) -> str:
-    return f"{trial.config['trial']['index']:03d}"
+    job = trial.config["trial"]
+    return f"{job['index']:03d}.{job['turn']}"
 
 
 def _index(trial: TuneTrial) -> int:
-    """By its name: in a population it may have taken over another's config, number and all."""
-    return int(str(trial))
+    return trial.config["trial"]["index"]
 
 
 def _reason(error: Exception | None) -> str:
@@ -488,56 +392,39 @@ def _train_trial(settings: dict[str, Any]) -> None:
     """One trial, from its last checkpoint if it has one. What a user must mend is reported, not raised: Tune would try
     it again."""
     keep_freed_memory()
-    job, overrides = settings["trial"], settings["trial"]["overrides"]
-    in_population = _IN_POPULATION in job
-    workload = importlib.import_module(f"workloads.{job['base']['workload']}")
-    data = job["base"]
-    for key, value in overrides.items():
-        data = replaced(data, key, value)
+    job = settings["trial"]
+    workload = importlib.import_module(f"workloads.{job['config']['workload']}")
     try:
-        config: LaunchConfig = validate(workload.Config, data, "trial")
-        if in_population:
-            config = _of_population(config, tune.get_context().get_trial_name())
-        else:
-            for report in reports_of(read_run(config.run_folder)):
-                tune.report(report)  # or a scheduler that starts anew would miss them
-        workload.run(config, _host(config, in_population))
+        config: LaunchConfig = validate(workload.Config, job["config"], "trial")
+        run = read_run(config.run_folder)
+        for report in reports_of(run):
+            tune.report(report)  # or a scheduler that starts anew would miss them
+        _stand_still(job["until"], last_report(run).get("step", 0))
+        workload.run(config, _host(config, job["until"]))
     except StillgrainError as error:
         tune.report({"error": str(error)})
+    except _Arrived:
+        return
 
 
-def _host(config: LaunchConfig, in_population: bool) -> Host:
+class _Arrived(Exception):
+    """A trial has come to where its population is compared."""
+
+
+def _stand_still(until: int | None, step: float) -> None:
+    if until is not None and step >= until:
+        raise _Arrived
+
+
+def _host(config: LaunchConfig, until: int | None) -> Host:
     scaling = config.scaling
     if scaling.most_workers > 1:
         return Host(callbacks=(TuneReportCallback(),))
     torch.set_num_threads(scaling.cpus_per_worker)
 
     def report(step: int, metrics: Mapping[str, float]) -> None:
-        own = {"step": step, "run": config.name, **{name: float(value) for name, value in metrics.items()}}
-        if not in_population:
-            tune.report(own)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            # The state itself is in the run's own checkpoint; this names it.
-            Path(folder, _POINTER).write_text(json.dumps({"run": config.name, "step": step}), encoding="utf-8")
-            tune.report(own, checkpoint=tune.Checkpoint.from_directory(folder))
+        tune.report({"step": step, **{name: float(value) for name, value in metrics.items()}})
+        if step < config.total_steps:
+            _stand_still(until, step)
 
     return Host(world=World(device=torch.device("cuda" if scaling.gpus_per_worker else "cpu"), report=report))
-
-
-def _of_population(config: LaunchConfig, trial: str) -> LaunchConfig:
-    """The run that a trial of a population goes on with: its own, or a new one from where another's stands.
-
-    config  whose name may be that other's
-    trial   its own number, as runs are named by it
-    """
-    checkpoint = tune.get_checkpoint()
-    if checkpoint is None:
-        return config
-    with checkpoint.as_directory() as folder:
-        pointer = json.loads(Path(folder, _POINTER).read_text(encoding="utf-8"))
-    if pointer["run"].partition(".")[0] == trial:
-        return config.model_copy(update={"name": pointer["run"]})
-    own = config.model_copy(update={"name": f"{trial}.{pointer['step']}"})
-    branch(place(config.storage) / pointer["run"], pointer["step"], own.run_folder)
-    return own

@@ -223,29 +223,52 @@ def test_each_rung_of_a_ladder_starts_from_the_weights_of_the_one_before(scenes:
     assert all(torch.allclose(ours[name], theirs[name], rtol=0, atol=1e-8) for name in theirs)
 
 
-def test_the_worst_of_a_population_go_on_from_the_best_with_other_settings(scenes: Path, tmp_path: Path) -> None:
-    """Of rates so far apart that it is clear who is best."""
-    data = settings(
-        scenes,
-        tmp_path,
-        base=base_of(scenes, tmp_path, steps=8),
-        space={"optim.lr": {"loguniform": [1e-12, 1e-2]}},
-        num_trials=3,
-        metrics={"val/psnr": "max"},
-        scheduler={"kind": "pbt", "interval_steps": 4, "quantile": 0.34},
-        concurrency=None,
-    )
-    result = search(data)
+def population(scenes: Path, folder: Path, **changes: Any) -> dict[str, Any]:
+    """Three trials of rates so far apart that it is clear who is best."""
+    data = settings(scenes, folder, base=base_of(scenes, folder, steps=8), num_trials=3, concurrency=3)
+    data["space"] = {"optim.lr": {"loguniform": [1e-12, 1e-2]}}
+    data["scheduler"] = {"kind": "pbt", "interval_steps": 3, "quantile": 0.34}
+    return data | {"metrics": {"val/psnr": "max"}} | changes
+
+
+def test_the_worst_of_a_population_go_on_from_the_best_and_a_driver_that_is_killed_changes_nothing(
+    ray_cluster: str, scenes: Path, tmp_path: Path
+) -> None:
+    """Compared after step 4, the first validation of three steps or more. Nor does it matter how many run at once."""
+    result = search(population(scenes, tmp_path / "undisturbed"))
+    assert [row["status"] for row in result.results.rows()] == ["done"] * 3
+    [taken] = [trial.run for trial in result.results.trials if "." in trial.run.name]
+    origin = json.loads((taken.folder / "origin.json").read_text(encoding="utf-8"))
+    assert origin["step"] == 4
+    parent = UPath(taken.folder.parent / origin["run"])
+    assert taken.config["optim"]["lr"] != yaml.safe_load((parent / "run.yaml").read_text())["optim"]["lr"]
+    shared = [line for line in read_metrics(parent) if line["step"] <= 4]
+    assert read_metrics(taken.folder)[: len(shared)] == shared
+    assert taken.step == 8
+
+    data = population(scenes, tmp_path / "killed", concurrency=1)
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+    command = [sys.executable, "-m", "stillgrain", "run", str(tmp_path / "sweep.yaml")]
+    with open(tmp_path / "log", "wb") as log:
+        driver = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | {"RAY_ADDRESS": ray_cluster}, stdout=log, stderr=subprocess.STDOUT
+        )
+    last = tmp_path / "killed" / "sweeps" / "sweep" / "trials" / "002"
+    wait_until(lambda: bool(checkpoints(last)) or driver.poll() is not None)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    again = search(data)
+    assert table(again) == table(result)
+    for ours, theirs in zip(again.results.trials, result.results.trials, strict=True):
+        assert same(weights(ours.run.folder), weights(theirs.run.folder))
+
+
+def test_a_population_goes_on_without_a_trial_that_dies(scenes: Path, tmp_path: Path) -> None:
+    space = {"optim.lr": {"choice": [1e-6, 1e-5, 1e30]}}
+    result = search(population(scenes, tmp_path, space=space, seed=23))
     rows = result.results.rows()
-    assert [row["status"] for row in rows] == ["done"] * 3
-    taken = [trial.run for trial in result.results.trials if "." in trial.run.name]
-    assert taken, "nobody was replaced"
-    for run in taken:
-        origin = json.loads((run.folder / "origin.json").read_text(encoding="utf-8"))
-        parent = UPath(run.folder.parent / origin["run"])
-        shared = [line for line in read_metrics(parent) if line["step"] <= origin["step"]]
-        assert read_metrics(run.folder)[: len(shared)] == shared
-        assert run.step == 8
+    assert sorted(row["status"] for row in rows) == ["done", "done", "failed"]
+    assert all((row["status"] == "failed") == (row["optim.lr"] == 1e30) for row in rows)
 
 
 def test_trials_of_several_workers_run_by_ray_train_inside_tune(scenes: Path, tmp_path: Path) -> None:
@@ -285,6 +308,10 @@ def test_a_trial_whose_values_do_not_go_together_fails_alone(scenes: Path, tmp_p
         (
             {"changes": {"scaling.workers": 9, "batch_size": 9}},
             r"a trial needs 9 workers x 1 CPU, and the cluster has 4 CPU: lower",
+        ),
+        (
+            {"changes": {"scaling.workers": 2}, "scheduler": {"kind": "pbt", "interval_steps": 2}},
+            r"pbt, whose trials are of one worker each, but scaling\.workers is 2",
         ),
         (
             {"changes": {"scaling.workers": 2}, "concurrency": 3, "num_trials": 3},

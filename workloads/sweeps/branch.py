@@ -23,9 +23,7 @@ def branch(source: UPath, step: int, target: UPath) -> None:
         return
     found = next((c for c in checkpoints(source) if c.name == f"step-{step:08d}"), None)
     if found is None:
-        raise CheckpointError(
-            source, f"has no checkpoint of step {step} to go on from; raise retention.last of the base"
-        )
+        raise CheckpointError(source, f"has no checkpoint of step {step} to go on from")
     kept = [json.dumps(line) + "\n" for line in read_metrics(source) if line["step"] <= step]
     with whole_file(target / METRICS_FILE) as temporary:
         temporary.write_text("".join(kept), encoding="utf-8")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -13,6 +13,7 @@ from library.files.atomic import whole_file
 from library.files.places import place
 from workloads.launch import LaunchConfig
 from workloads.run import read_config
+from workloads.sweeps.population import Pbt, Population
 from workloads.sweeps.search import Problem, Tried
 from workloads.sweeps.space import Overrides, grid_points, samples_of_each_axis
 from workloads.sweeps.trials import Ledger, Trial, values_of
@@ -20,7 +21,11 @@ from workloads.sweeps.trials import Ledger, Trial, values_of
 if TYPE_CHECKING:
     from workloads.sweep import Config
 
-_MAY_CHANGE = {"num_trials", "concurrency", "max_failures", "retry_failed", "storage"}
+_MAY_CHANGE = {
+    "sweep.yaml": {"num_trials", "concurrency", "max_failures", "retry_failed", "storage", "base"},
+    "base.yaml": {"name", "storage"},
+}
+"""Where the base lies may change, but not what it says; a trial's name and storage are the sweep's."""
 _RESOURCES = ("CPU", "GPU")
 
 
@@ -42,7 +47,13 @@ class Plan:
         self.problem = Problem(config.space, dotted(self.data), tuple(config.metrics.values()), config.seed)
         self.num_trials = config.searcher.num_trials(self.problem, config.num_trials)
         self._check_space()
+        if isinstance(config.scheduler, Pbt) and self.base.scaling.most_workers > 1:
+            raise ConfigError(
+                f"scheduler is pbt, whose trials are of one worker each, but scaling.workers is "
+                f"{self.base.scaling.workers}: set scaling.workers to 1 in changes, or leave out scheduler"
+            )
         self.ledger = Ledger(config.folder)
+        self.population = Population(self, config.scheduler) if isinstance(config.scheduler, Pbt) else None
 
     def _check_space(self) -> None:
         """raises  ConfigError naming the key of the space that the base does not take"""
@@ -86,8 +97,7 @@ class Plan:
             path = self.config.folder / file
             if path.exists():
                 there = yaml.safe_load(path.read_text(encoding="utf-8"))
-                may_change = _MAY_CHANGE if file == "sweep.yaml" else set[str]()
-                if difference := config_difference(there, yaml.safe_load(text), may_change=may_change):
+                if difference := config_difference(there, yaml.safe_load(text), may_change=_MAY_CHANGE[file]):
                     raise ConfigError(
                         f"name: the sweep '{self.config.name}' in {self.config.storage} has another {file}:\n"
                         f"{difference}\ngive this one another name=..., or remove that folder"
@@ -113,21 +123,57 @@ class Plan:
         if asked.after is not None and self.ledger.status(asked.after) in (None, "running"):
             return None
         trial = Trial(index, asked.overrides, asked.after, dict(asked.memory))
+        self._judge(trial)
+        self.ledger.add(trial)
+        return trial
+
+    def _judge(self, trial: Trial) -> None:
+        """Let a trial fail that cannot be started."""
         try:
             self.config_of(trial)
         except ConfigError as error:
             trial.status, trial.error = "failed", str(error)
-        if asked.after is not None and self.ledger.status(asked.after) == "failed":
-            trial.status, trial.error = "failed", f"trial {asked.after}, from whose weights it starts, has failed"
-        self.ledger.add(trial)
-        return trial
+        if trial.after is not None and self.ledger.status(trial.after) == "failed":
+            trial.status, trial.error = "failed", f"trial {trial.after}, from whose weights it starts, has failed"
+
+    def next_trial(self, busy: Collection[int]) -> Trial | Literal["wait"] | None:
+        """A trial to be started now, or gone on with; `wait` where that depends on trials under way; None when none is
+        left.
+
+        busy  numbers of the trials under way
+        """
+        waits = False
+        for trial in [t for t in self.ledger.trials if t.status == "running" and t.index not in busy]:
+            if trial.after is not None and self.ledger.status(trial.after) == "running":
+                waits = True
+                continue
+            self._judge(trial)
+            if trial.status == "failed":
+                self.ledger.save()
+            elif self.population is not None and self.population.has_arrived(trial):
+                waits = True
+            else:
+                return trial
+        for index in self.missing():
+            trial = self.begin(index)
+            if trial is None:
+                waits = True
+            elif trial.status == "running":
+                return trial
+        if self.population is not None and busy:
+            return "wait"  # those under way will stand still once more
+        if self.population is not None and waits:
+            self.population.compare()
+            return self.next_trial(busy)
+        return "wait" if waits else None
 
     def job(self, trial: Trial) -> dict[str, Any]:
-        """What a trial's process is told. The overrides stand apart: a population changes them."""
+        """What a trial's process is told."""
         return {
             "index": trial.index,
-            "base": self.data | self._own(trial),
-            "overrides": trial.overrides,
+            "turn": trial.compared,
+            "until": self.population.until if self.population else None,
+            "config": self.config_of(trial).model_dump(mode="json"),
         }
 
     def _tried(self, trial: Trial) -> Tried:

@@ -43,6 +43,8 @@ class Trial:
     """Name of its run below `trials`."""
     seconds: float = 0.0
     """In which it had its resources, of all sessions."""
+    compared: int = 0
+    """In a population: the update at which it was last compared with the others."""
 
     def __post_init__(self) -> None:
         self.run = self.run or f"{self.index:03d}"
@@ -120,6 +122,12 @@ def reports_of(run: Run) -> list[dict[str, float]]:
             for step, value in points:
                 reports.setdefault(step, {"step": step})[name] = value
     return [reports[step] for step in sorted(reports)]
+
+
+def last_report(run: Run) -> dict[str, float]:
+    """The last of them from whose step the run can go on: its checkpoint is there. Empty where there is none."""
+    step = run.progress.get("step", 0)
+    return next((report for report in reversed(reports_of(run)) if report["step"] <= step), {})
 
 
 def values_of(run: Run, metrics: Sequence[str]) -> list[float] | None:
