@@ -212,6 +212,9 @@ def _run_trials(config: Config, plan: Plan) -> None:
         )
         try:
             tuner.fit()
+        except Exception:
+            plan.ledger.check()  # which would be hard to find in Tune's own words
+            raise
         finally:
             watcher.close()
     if watcher.error is not None:

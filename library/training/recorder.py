@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from upath import UPath
 
-from library.errors import StillgrainError
 from library.files.atomic import whole_file, whole_folder
 from library.files.places import is_local, place, remove_folder
+from library.files.writer import Writer
 from library.training.checkpoint import STATE_FILE, checkpoints
 from library.training.loggers import Logger
 
 METRICS_FILE = "metrics.jsonl"
-_WRITER_FILE = "writer.json"
 
 
 class Recorder:
@@ -36,7 +33,7 @@ class Recorder:
         self.run_folder = place(run_folder)
         self.leads = leads
         self._loggers = loggers
-        self._token = secrets.token_hex(8)
+        self._writer = Writer(self.run_folder, "run")
         self._unsent: list[str] = []
         """Lines of `metrics.jsonl` for an object store, which cannot append: sent whole at each commit."""
 
@@ -51,9 +48,7 @@ class Recorder:
         """
         if not self.leads:
             return
-        writer = {"token": self._token, "host": platform.node(), "process": os.getpid()}
-        with whole_file(self.run_folder / _WRITER_FILE) as temporary:
-            temporary.write_text(json.dumps(writer), encoding="utf-8")
+        self._writer.claim()
         kept = [json.dumps(line) + "\n" for line in read_metrics(self.run_folder) if line["step"] <= step]
         with whole_file(self.run_folder / METRICS_FILE) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
@@ -66,7 +61,7 @@ class Recorder:
 
         raises  StillgrainError when another process has started to write this run
         """
-        self._check_that_this_run_is_ours()
+        self._writer.check()
         lines = [
             json.dumps({"step": step, "split": split, "name": name, "value": float(value)}) + "\n"
             for name, value in metrics.items()
@@ -98,7 +93,7 @@ class Recorder:
         """
         if not self.leads:
             return
-        self._check_that_this_run_is_ours()
+        self._writer.check()
         file = self.run_folder / METRICS_FILE
         if not is_local(file):
             with whole_file(file) as temporary:
@@ -115,14 +110,6 @@ class Recorder:
         """Flush what is buffered."""
         for logger in self._loggers:
             logger.close()
-
-    def _check_that_this_run_is_ours(self) -> None:
-        writer = json.loads((self.run_folder / _WRITER_FILE).read_text(encoding="utf-8"))
-        if writer["token"] != self._token:
-            raise StillgrainError(
-                f"{self.run_folder}: process {writer['process']} on {writer['host']} has started to write this run, so "
-                "this one stops; start a run of the same name only once, or give it another name"
-            )
 
 
 def read_metrics(run_folder: str | Path | UPath) -> list[dict]:

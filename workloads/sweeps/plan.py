@@ -89,7 +89,8 @@ class Plan:
         return own
 
     def claim(self) -> None:
-        """Write what was asked for beside what will come of it, or check that the folder is this sweep's.
+        """Write what was asked for beside what will come of it, or check that the folder is this sweep's; from now on
+        this process is the one that writes it.
 
         raises  ConfigError when it is not
         """
@@ -104,6 +105,7 @@ class Plan:
                     )
             with whole_file(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
+        self.ledger.claim()
 
     def waiting(self) -> list[Trial]:
         """Trials that have not ended, those to be begun among them."""

@@ -17,6 +17,7 @@ from upath import UPath
 
 from library.errors import DataError
 from library.files.atomic import whole_file
+from library.files.writer import Writer
 from workloads.runs.read import Run, read_run
 from workloads.sweeps.space import Overrides
 
@@ -51,18 +52,27 @@ class Trial:
 
 
 class Ledger:
-    """The list of a sweep's trials. One process writes it."""
+    """The list of a sweep's trials. One process writes it: that which claimed it last."""
 
     def __init__(self, folder: UPath) -> None:
         """raises  DataError for a list that cannot be read"""
         self.folder = folder
-        self.trials: list[Trial] = []
-        if (folder / _FILE).exists():
-            try:
-                lines = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-                self.trials = [Trial(**line) for line in lines]
-            except (OSError, ValueError, TypeError) as error:
-                raise DataError(f"{folder / _FILE}: is no list of trials ({error})") from None
+        self._writer = Writer(folder, "sweep")
+        self.trials = self._read()
+
+    def _read(self) -> list[Trial]:
+        file = self.folder / _FILE
+        if not file.exists():
+            return []
+        try:
+            return [Trial(**line) for line in json.loads(file.read_text(encoding="utf-8"))]
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{file}: is no list of trials ({error})") from None
+
+    def claim(self) -> None:
+        """Be the one that writes the list, as it stands now."""
+        self._writer.claim()
+        self.trials = self._read()
 
     @property
     def runs_folder(self) -> UPath:
@@ -79,7 +89,13 @@ class Ledger:
         self.trials = sorted([*self.trials, trial], key=lambda trial: trial.index)
         self.save()
 
+    def check(self) -> None:
+        """raises  StillgrainError when another process has claimed the list since"""
+        self._writer.check()
+
     def save(self) -> None:
+        """raises  StillgrainError as `check`"""
+        self.check()
         with whole_file(self.folder / _FILE) as temporary:
             temporary.write_text(json.dumps([asdict(trial) for trial in self.trials], indent=1), encoding="utf-8")
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from library.config import validate
-from library.errors import ConfigError
+from library.errors import ConfigError, StillgrainError
 from workloads import sweep
 from workloads.sweeps.plan import Plan
 
@@ -49,6 +48,7 @@ def test_a_sweep_goes_on_from_another_copy_of_its_base(tmp_path: Path) -> None:
 
 def test_a_rung_waits_for_the_one_before_and_fails_with_it_again(tmp_path: Path) -> None:
     ladder = plan(tmp_path, tmp_path)
+    ladder.claim()
     first = ladder.next_trial(())
     assert not isinstance(first, str)
     assert first is not None
@@ -61,3 +61,16 @@ def test_a_rung_waits_for_the_one_before_and_fails_with_it_again(tmp_path: Path)
         for trial in ladder.ledger.trials:  # to be tried once more
             trial.status, trial.error = "running", None
         assert ladder.next_trial(()) is first
+
+
+def test_of_two_drivers_of_one_sweep_the_first_stops(tmp_path: Path) -> None:
+    """What it would have written is not: the second's list stays as it is."""
+    first, second = plan(tmp_path, tmp_path), plan(tmp_path, tmp_path)
+    first.claim()
+    first.next_trial(())
+    second.claim()
+    assert [trial.index for trial in second.ledger.trials] == [0]
+    first.ledger[0].status = "failed"
+    with pytest.raises(StillgrainError, match=r"process \d+ on .* has started to write this sweep, so this one stops"):
+        first.ledger.save()
+    assert Plan(second.config).ledger[0].status == "running"

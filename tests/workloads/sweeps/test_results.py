@@ -44,6 +44,7 @@ def sweep_of(
     (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep | config, sort_keys=False))
     (folder / "base.yaml").write_text("workload: denoise\n")
     ledger = Ledger(UPath(folder))
+    ledger.claim()
     for index, (overrides, values) in enumerate(zip(points, curves, strict=True)):
         trial = Trial(
             index, dict(overrides), status="done" if values else "failed", error=None if values else "no luck"
