@@ -50,6 +50,7 @@ _WITHOUT_RAY = (
     "workloads/evaluations/",
     "workloads/sweeps/",
     "workloads/test_archive_page",
+    "workloads/test_compress.py",
     "workloads/test_launch",
     "workloads/test_pairs_page",
     "workloads/test_rd_page",

@@ -1,26 +1,21 @@
-"""Training codecs from config to bundle: what is reported, stages, ladders, and the same bits however it was
-interrupted."""
+"""Training codecs from config to bundle, in one process: what is reported, stages, ladders, and the same bits however
+it was interrupted."""
 
 from __future__ import annotations
 
 import logging
-import os
-import random
-import signal
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from ray.util.state import list_actors
 from safetensors.torch import load_file
 from upath import UPath
 
 from library.codec_bundle import load_codec
 from library.codecs import balle_manypriors, rawcodec
-from library.config import load, validate
+from library.config import load
 from library.errors import BundleError, ConfigError
 from library.files.picture import read_image
 from library.inference.codec import CodecEngine
@@ -28,75 +23,17 @@ from library.inference.sgr_files import decode_file, encode_file
 from library.models.blocks.codec import CodecModel
 from library.training.checkpoint import checkpoints
 from library.training.recorder import read_metrics
-from tests.kills import Driver, differences
-from tests.scenes import paint_scenes
+from tests.codec_training import MANYPRIORS, RAWCODEC, checked, one_rate, paint_big_scenes, settings, train
+from tests.kills import differences
 from workloads import compress
 from workloads.launch import RunResult, starting_bundle
-from workloads.run import run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "workloads" / "configs"
-RAWCODEC = {"kind": "rawcodec", "width": 8, "latents": 8, "hyper_latents": 4, "encoder_blocks": 1, "decoder_blocks": 1}
-MANYPRIORS = {"kind": "balle_manypriors", "hidden": 8, "latents": 8, "num_priors": 4, "revive_unused_for": 2}
-FINISH = {"steps": 4, "changes": {"rounding": "round", "frozen": ["encoder", "decoder"], "optim.lr": 1e-3}}
 
 
 @pytest.fixture(scope="module")
 def big_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six painted pictures of 512 x 512: codecs see crops of whole lattices, and one shipped config large ones."""
-    folder = paint_scenes(tmp_path_factory.mktemp("scenes") / "big")
-    for path in folder.iterdir():
-        with Image.open(path) as picture:
-            resized = picture.resize((512, 512), Image.Resampling.BICUBIC)
-        resized.save(path)
-    return folder
-
-
-def settings(scenes: Path, storage: Path, **changes: Any) -> dict[str, Any]:
-    """A short run that uses all the state there is: stages, rates and strengths that are drawn, a moving average."""
-    return {
-        "workload": "compress",
-        "name": "run",
-        "storage": str(storage),
-        "model": RAWCODEC,
-        "dataset": {
-            "kind": "synthetic",
-            "scenes": str(scenes),
-            "held_out": ["scene0", "scene3"],
-            "crop": 64,
-            "validation_crop": 192,
-        },
-        "losses": {"mse": {"weight": 1.0}},
-        "transfer": "root",
-        "rate": {"lmbda": [30.0, 10000.0], "warmup_steps": 4, "denoised_share": 0.5},
-        "optim": {"lr": 2e-3, "schedule": {"kind": "plateau", "patience": 4, "factor_per_decay": 0.5}},
-        "moving_average": {"decay": 0.9},
-        "batch_size": 4,
-        "steps": 8,
-        "then": [FINISH],
-        "log_every": 1,
-        "validate_every": 4,
-        "checkpoint_every": 3,
-        "retention": {"last": 9},
-        "validation_qualities": [8, 40],
-        "checked_scenes": 1,
-        "num_pictures": 1,
-        "scaling": {"workers": 0},
-        **changes,
-    }
-
-
-def one_rate(scenes: Path, storage: Path, lmbda: float = 64.0, **changes: Any) -> dict[str, Any]:
-    """The same of the legacy family: one network a rate, and nothing after the first stage."""
-    changes = {"model": MANYPRIORS, "rate": {"lmbda": lmbda}, "then": [], **changes}
-    return settings(scenes, storage, **changes)
-
-
-def checked(data: dict[str, Any]) -> compress.Config:
-    return validate(compress.Config, data, "test")
-
-
-def train(data: dict[str, Any]) -> RunResult:
-    return run(checked(data))
+    return paint_big_scenes(tmp_path_factory.mktemp("scenes") / "big")
 
 
 def logged(folder: UPath, split: str) -> dict[str, dict[int, float]]:
@@ -348,67 +285,6 @@ def test_an_interrupted_run_of_the_legacy_family_remembers_which_priors_were_use
         with pytest.raises(OSError, match="the power went"):
             train(data)
     assert differences(train(data).folder, neighbour.folder) == []
-
-
-LONGER = {"steps": 40, "then": [{**FINISH, "steps": 15}], "validate_every": 20, "checkpoint_every": 5}
-TWO = {"scaling": {"workers": 2, "max_failures": 10}}
-
-
-def assert_numbers_agree(folder: UPath, other: UPath) -> None:
-    """Every reported number to float rounding; what real bytes give, to a few of them."""
-    ours, theirs = read_metrics(folder), read_metrics(other)
-    assert [(x["step"], x["name"]) for x in ours] == [(x["step"], x["name"]) for x in theirs]
-    for x, y in zip(ours, theirs, strict=True):
-        if x["name"] == "rate_gap":
-            assert x["value"] == pytest.approx(y["value"], abs=5e-3)
-        else:
-            assert x["value"] == pytest.approx(y["value"], rel=1e-3), (x, y)
-
-
-@pytest.fixture(scope="module")
-def on_two(ray_cluster: str, big_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    """The longer run on two workers, left alone."""
-    return train(settings(big_scenes, tmp_path_factory.mktemp("two"), **LONGER, **TWO))
-
-
-@pytest.mark.slow
-def test_two_workers_learn_what_one_learns(on_two: RunResult, big_scenes: Path, tmp_path: Path) -> None:
-    """Batches, qualities, strengths and noise are the global batch's, whoever computes them."""
-    assert_numbers_agree(on_two.folder, train(settings(big_scenes, tmp_path, **LONGER)).folder)
-
-
-@pytest.mark.slow
-def test_two_workers_count_and_revive_the_priors_that_one_does(
-    ray_cluster: str, neighbour: RunResult, big_scenes: Path, tmp_path: Path
-) -> None:
-    result = train(one_rate(big_scenes, tmp_path, **TWO))
-    assert_numbers_agree(result.folder, neighbour.folder)
-    ours, theirs = (load_codec(run.bundle).model.state_dict() for run in (result, neighbour))
-    assert (theirs["priors.unused_for"] > MANYPRIORS["revive_unused_for"]).any()
-    assert torch.equal(ours["priors.unused_for"], theirs["priors.unused_for"])
-    torch.testing.assert_close(ours["priors.usage"], theirs["priors.usage"], rtol=0, atol=1e-3)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_two_workers_end_with_the_same_bits_when_a_worker_and_the_driver_are_killed(
-    ray_cluster: str, on_two: RunResult, big_scenes: Path, tmp_path: Path
-) -> None:
-    rng, gone = random.Random(0), workers_of(ray_cluster)
-    with Driver(settings(big_scenes, tmp_path, **LONGER, **TWO), ray_cluster) as driver:
-        assert driver.wait_for_step(1)
-        workers = sorted(workers_of(ray_cluster) - gone)
-        assert driver.wait_for_step(rng.randrange(6, 20))
-        os.kill(rng.choice(workers), signal.SIGKILL)
-        assert driver.wait_for_step(rng.randrange(25, 50))
-        driver.kill()
-        assert differences(driver.finish(), on_two.folder) == []
-
-
-def workers_of(address: str) -> set[int]:
-    """Process ids of the training workers that are alive."""
-    alive = list_actors(address=address, filters=[("state", "=", "ALIVE")])
-    return {actor.pid for actor in alive if "TrainWorker" in actor.class_name}
 
 
 # --- configs ----------------------------------------------------------------------------------------------------------
