@@ -31,8 +31,8 @@ from library.training.world import World
 from workloads import progress, ray_train, report
 from workloads.ray_session import ray_session, wait_for_room
 
-# Where the work is done, who watches it and what people say of it does not change what is computed.
-_MAY_CHANGE = {"scaling", "start_within_s", "loggers", "tags", "notes", "stores"}
+# Where the work is done, where it is kept, who watches it and what people say of it does not change what is computed.
+_MAY_CHANGE = {"scaling", "start_within_s", "loggers", "tags", "notes", "stores", "storage"}
 _FULL = {
     errno.ENOSPC: "no space left",
     errno.EDQUOT: "the quota is used up",
@@ -181,7 +181,7 @@ def _storage_is_blamed(config: LaunchConfig) -> Iterator[None]:
             raise
         raise StillgrainError(
             f"storage: {config.run_folder} cannot be written ({_FULL[number]}): make room there, or move the run's "
-            "folder; the same command then goes on from its last checkpoint"
+            "folder into another and give that as storage=...; the same command then goes on from its last checkpoint"
         ) from error
 
 

@@ -24,7 +24,7 @@ from library.datasets import order
 from library.datasets.batch import Batch
 from library.datasets.sensors import AnySensor
 from library.errors import DataError
-from library.files.places import local_copy, place
+from library.files.places import place
 from library.ops.cfa import pack_cfa, unpack_cfa
 from library.ops.color import XYZ_TO_LIN_REC2020, camera_rgb_to_lin_rec2020
 from library.ops.noise import add_poisson_gaussian
@@ -165,7 +165,7 @@ class Config(Component):
 
     def open(self, store: str | Path | UPath, seed: int) -> Paired:
         """The data set over a prepared folder; one in an object store is copied to this machine first."""
-        return Paired(self, PairStore(local_copy(place(store)), demosaic=self.demosaic), seed)
+        return Paired(self, PairStore(store, demosaic=self.demosaic), seed)
 
 
 @dataclass(frozen=True)

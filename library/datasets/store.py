@@ -12,10 +12,12 @@ import numpy as np
 from upath import UPath
 
 from library.errors import DataError
-from library.files.atomic import whole_folder
+from library.files.atomic import folder_made_once
+from library.files.places import is_local, local_copy, place
 
 _FORMAT = 1
-_INDEX = "index.json"
+INDEX = "index.json"
+"""Written after the scenes: a store is whole when it is there."""
 _BRIGHTEST = 16.0
 """Times white. What is brighter, such as the sun in a panorama, is cut, or 16 bits would leave the shadows no codes."""
 
@@ -35,11 +37,16 @@ class Scene:
 class SceneStore:
     """The scenes of one folder on disk; opened once per process."""
 
-    def __init__(self, folder: str | Path) -> None:
-        """Raises `DataError` when the folder holds no store of this format."""
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path | UPath) -> None:
+        """
+        folder  one in an object store is copied to this machine first
+        raises  DataError when the folder holds no store of this format
+        """
+        source = place(folder)
+        self.folder = local_copy(source, last=INDEX)
+        remedy = "delete the folder" if is_local(source) else f"delete the folder and {self.folder}, its copy here"
         try:
-            index = json.loads((self.folder / _INDEX).read_text(encoding="utf-8"))
+            index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
             if index["format"] == _FORMAT:
                 self.digest: str = index["digest"]
                 self._scenes = index["scenes"]
@@ -48,21 +55,22 @@ class SceneStore:
                 ]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{folder}: holds no scene store ({error}); delete the folder, and the next run makes it anew"
+                f"{folder}: holds no scene store ({error}); {remedy}, and the next run makes it anew"
             ) from None
         if index["format"] != _FORMAT:
             raise DataError(
                 f"{folder}: is a scene store of format {index['format']}, and this version reads format {_FORMAT}; "
-                "delete it"
+                f"{remedy}"
             )
 
     @staticmethod
     def create(folder: str | Path | UPath, scenes: Iterable[Scene], digest: str) -> None:
-        """Write a store, whole or not at all.
+        """Write a store, whole or not at all. One that is whole by then stays, since others may be reading it.
 
-        digest  names the content: of the sources, and of how the scenes were made of them
+        folder  its path names the content, as `digest` does
+        digest  of the sources, and of how the scenes were made of them
         """
-        with whole_folder(folder, last=_INDEX) as temporary:
+        with folder_made_once(folder, last=INDEX) as temporary:
             entries = []
             for number, scene in enumerate(scenes):
                 scale = min(max(1.0, float(scene.rgb.max())), _BRIGHTEST)
@@ -73,7 +81,7 @@ class SceneStore:
                     {"name": scene.name, "file": file, "scale": scale, "space": scene.space, "xyz_to_camera": matrix}
                 )
             index = {"format": _FORMAT, "digest": digest, "scenes": entries}
-            (temporary / _INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+            (temporary / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
     @property
     def names(self) -> list[str]:

@@ -25,12 +25,12 @@ from library.config import Component, Location
 from library.datasets import order, samples
 from library.datasets.batch import Batch
 from library.datasets.sensors import AnySensor, ParametricSensor, Range, Sensor
-from library.datasets.store import Scene, SceneStore
+from library.datasets.store import INDEX, Scene, SceneStore
 from library.errors import DataError, RawFileError
 from library.files.headless import sidecar_path
 from library.files.markesteijn import demosaic
 from library.files.picture import read_image
-from library.files.places import local_copy, place
+from library.files.places import place
 from library.files.raw import read_raw
 from library.ops.cfa import BAYER_PHASES, XTRANS_PHASES, pack_cfa, sample_cfa
 from library.ops.cfa_planes import CFA_PLANES, pack_cfa_planes
@@ -109,13 +109,13 @@ class Config(Component):
                 digest = f"{digest} white level: {self.white_level}"
             scenes = _read_scenes(Path(self.scenes), files, self.white_level)
         store = place(folder) / f"scenes-{hashlib.sha256(f'{_STORE_VERSION} {digest}'.encode()).hexdigest()[:16]}"
-        if not store.exists():
+        if not (store / INDEX).exists():
             SceneStore.create(store, scenes, digest)
         return store
 
     def open(self, store: str | Path | UPath, seed: int) -> Synthetic:
         """The data set over a prepared store; one in an object store is copied to this machine first."""
-        return Synthetic(self, SceneStore(local_copy(place(store))), seed)
+        return Synthetic(self, SceneStore(store), seed)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,13 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from upath import UPath
+
+_P = TypeVar("_P", Path, UPath)
 
 
 @contextmanager
@@ -46,43 +49,109 @@ def whole_file(path: str | Path | UPath) -> Iterator[Path]:
 def whole_folder(path: str | Path | UPath, *, last: str | None = None) -> Iterator[Path]:
     """`whole_file` for a folder: yields an empty temporary folder, which replaces `path` with all it holds.
 
-    An existing folder is moved aside, and back again should the rename fail. Between the two renames `path` does
-    not exist for an instant: no portable call exchanges two folders.
+    An existing folder is moved aside, and back again should the rename fail or be interrupted. Between the two renames
+    `path` does not exist for an instant: no portable call exchanges two folders.
 
     In an object store the files appear one after another, and none of an older folder is left beside them. There a
-    folder is whole when the file is there that vouches for the others, such as a manifest with their hashes.
+    folder is whole when the file is there that vouches for the others, such as a manifest with their hashes. An older
+    folder stays whole until all of the new one lies beside it under a temporary name. Then the store copies within
+    itself, and while it does there is no `last`: whoever reads meanwhile, or after a kill, finds neither folder, and
+    never a mixture that is vouched for. After such a kill the new one is still whole under its temporary name.
 
     last  name of that file, which is sent after all others
     """
     if isinstance(path, UPath) and not isinstance(path, Path):
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
-            if path.exists():
-                path.fs.rm(path.path, recursive=True)
-            for file in sorted((f for f in Path(folder).rglob("*") if f.is_file()), key=lambda f: (f.name == last, f)):
-                _send(file, path / file.relative_to(folder).as_posix())
+            _replace(Path(folder), path, last)
         return
     path = Path(path)
     temporary, old = _beside(path), _beside(path)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for folder, _, files in os.walk(temporary):
-            for name in files:
-                _sync(Path(folder, name))
-            _sync(Path(folder))
+        _sync_folder(temporary)
         if path.is_dir():
             os.rename(path, old)
+        os.rename(temporary, path)
+        _sync(path.parent)
+    finally:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def folder_made_once(path: str | Path | UPath, *, last: str) -> Iterator[Path]:
+    """`whole_folder` for one whose path names its content: of many who make it at once, the first to end makes it, and
+    the others drop theirs. So one that is whole never goes away, and may be in use.
+
+    What lacks `last` is the rest of an interrupted copy, and is replaced. In an object store it is sent anew over what
+    is there: someone else may still be sending the same files, and is about to vouch for all of them.
+
+    last  name of the file that says that all others are there
+    """
+    if isinstance(path, UPath) and not isinstance(path, Path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+            if not (path / last).exists():
+                _send_folder(Path(folder), path, last)
+        return
+    path = Path(path)
+    temporary, old = _beside(path), _beside(path)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        _sync_folder(temporary)
+        if path.is_dir() and not (path / last).exists():
+            os.rename(path, old)
         try:
-            os.rename(temporary, path)
+            os.rename(temporary, path)  # which fails where a folder holds anything
         except OSError:
-            if old.exists():
-                os.rename(old, path)
-            raise
+            if not (path / last).exists():
+                raise
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _replace(folder: Path, path: UPath, last: str | None) -> None:
+    """Send a folder in the place of another."""
+    store = path.fs
+    there = store.find(path.path)
+    if not there:
+        _send_folder(folder, path, last)
+        return
+    beside = _beside(path)
+    try:
+        _send_folder(folder, beside, last)
+    except BaseException:
+        with suppress(Exception):  # what broke the sending may break this too
+            store.rm(beside.path, recursive=True)
+        raise
+    names = [file.relative_to(folder).as_posix() for file in _in_order(folder, last)]
+    vouches = (path / last).path if last is not None else None
+    if vouches in there:
+        store.rm_file(vouches)
+    for gone in set(there) - {vouches, *((path / name).path for name in names)}:
+        store.rm_file(gone)
+    for name in names:
+        store.makedirs((path / name).parent.path, exist_ok=True)
+        store.cp_file((beside / name).path, (path / name).path)
+    store.rm(beside.path, recursive=True)
+
+
+def _send_folder(folder: Path, path: UPath, last: str | None) -> None:
+    for file in _in_order(folder, last):
+        _send(file, path / file.relative_to(folder).as_posix())
+
+
+def _in_order(folder: Path, last: str | None) -> list[Path]:
+    """The files of a folder as they are sent."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return sorted(files, key=lambda file: (file.name == last, file))
 
 
 def _send(file: Path, target: UPath) -> None:
@@ -90,9 +159,16 @@ def _send(file: Path, target: UPath) -> None:
     target.fs.put_file(str(file), target.path)
 
 
-def _beside(path: Path) -> Path:
+def _beside(path: _P) -> _P:
     # A piece of the name says whose remains these are; the whole could pass the file system's limit of 255 bytes.
     return path.with_name(f".{path.name[:48]}.{secrets.token_hex(6)}.tmp")
+
+
+def _sync_folder(path: Path) -> None:
+    for folder, _, files in os.walk(path):
+        for name in files:
+            _sync(Path(folder, name))
+        _sync(Path(folder))
 
 
 def _sync(path: Path) -> None:

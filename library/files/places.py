@@ -6,17 +6,16 @@ each store's own environment (`AWS_...`), never from a config.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TypeGuard
 
 from upath import UPath
 
-from library.errors import ConfigError
+from library.errors import ConfigError, DataError
+from library.files.atomic import folder_made_once
 
 
 def place(location: str | Path | UPath) -> UPath:
@@ -42,22 +41,27 @@ def is_local(path: str | Path | UPath) -> TypeGuard[Path]:
     return isinstance(path, Path)
 
 
-def local_copy(folder: UPath) -> Path:
+def local_copy(folder: UPath, *, last: str) -> Path:
     """A folder that never changes, in this machine's own file system: itself, or a copy kept in the user's cache.
 
     folder   its path names its content, so that a copy made once is right for ever
+    last     name of the file that is written there after all others: what lacks it, there or in the cache, is a part
+    raises   DataError where only a part is there to be copied
     """
     if is_local(folder):
         return folder
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "stillgrain"
     copy = cache / f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}"
-    if not copy.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".", suffix=".tmp", ignore_cleanup_errors=True) as temporary:
-            folder.fs.get(folder.path, f"{temporary}/copy", recursive=True)
-            # Another worker of this machine may have been quicker; then its copy stays, which may be in use.
-            with contextlib.suppress(OSError):
-                Path(temporary, "copy").rename(copy)
+    if not (copy / last).exists():
+        # Before the others are listed: those that arrive after the listing began would be missing in the copy.
+        if not (folder / last).exists():
+            raise DataError(
+                f"{folder}: holds no {last}, so it is not whole: what writes it was killed, or has not ended; run that "
+                "again, or wait for it"
+            )
+        # Another worker of this machine may be quicker; then its copy stays, which may be in use.
+        with folder_made_once(copy, last=last) as temporary:
+            folder.fs.get(f"{folder.path}/", f"{temporary}/", recursive=True)
     return copy
 
 

@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from upath import UPath
 
 from library.errors import ConfigError, DataError
+from library.files.places import is_local, local_copy, place
 from library.ops.cfa import pack_cfa
 from library.ops.demosaic import demosaic_bilinear, demosaic_malvar
 from library.ops.directional import demosaic_ahd, demosaic_menon
 from library.ops.levels import normalize_levels
-from library.pairs.index import Pair, index_digest, read_index
+from library.pairs.index import INDEX, Pair, index_digest, read_index
 from library.pairs.masks import unpack_mask
 
 Demosaic = Callable[[Tensor], Tensor]
@@ -55,13 +57,15 @@ class PairStore:
     """The pairs of one prepared folder; opened once per process. Coordinates are full-resolution pixels, counted from
     the corner of what both images of a pair share (`Pair.overlap`), and even."""
 
-    def __init__(self, folder: str | Path, *, demosaic: str = "menon") -> None:
+    def __init__(self, folder: str | Path | UPath, *, demosaic: str = "menon") -> None:
         """
+        folder    one in an object store is copied to this machine first
         demosaic  one of `DEMOSAICS`, for targets that are not stored and for `noisy_rgb`
         raises    DataError when the folder holds no index of this format; ConfigError for an unknown method
         """
-        self.folder = Path(folder)
-        self.pairs: list[Pair] = [row for row in read_index(folder) if isinstance(row, Pair)]
+        self._source = place(folder)
+        self.folder = local_copy(self._source, last=INDEX)
+        self.pairs: list[Pair] = [row for row in read_index(self.folder) if isinstance(row, Pair)]
         self.images: list[int] = [i for i, pair in enumerate(self.pairs) if pair.is_one_image]
         self.digest: str = index_digest(self.pairs)
         self.demosaic = demosaic
@@ -163,14 +167,15 @@ class PairStore:
         try:
             return np.load(self.folder / file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
+            again = "" if is_local(self._source) else f"; then delete {self.folder}, its copy here"
             raise DataError(
-                f"{self.folder / file}: belongs to a prepared pair and cannot be read ({error}): delete it if it is "
-                "there, and prepare the tree again, which makes what is missing"
+                f"{self._source / file}: belongs to a prepared pair and cannot be read ({error}): delete it if it is "
+                f"there, and prepare the tree again, which makes what is missing{again}"
             ) from None
 
-    def __reduce__(self) -> tuple[functools.partial[PairStore], tuple[Path]]:
+    def __reduce__(self) -> tuple[functools.partial[PairStore], tuple[UPath]]:
         # Maps do not travel to other processes; they open the folder again.
-        return functools.partial(PairStore, demosaic=self.demosaic), (self.folder,)
+        return functools.partial(PairStore, demosaic=self.demosaic), (self._source,)
 
 
 def mosaic_file(scene: str, sha256: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from safetensors.torch import load_file
 
 from library.bundle import load_bundle
 from library.config import validate
-from library.errors import BundleError, ConfigError
+from library.errors import BundleError, ConfigError, StillgrainError
 from library.files.raw import read_raw
 from library.inference.denoise import denoise_raw
 from library.inference.engine import Engine
@@ -170,6 +172,33 @@ def test_the_same_name_with_another_config_is_refused_with_the_difference(first:
     data = settings(scenes, first.folder.parent, optim={"lr": 1e-3})
     with pytest.raises(ConfigError, match=r"(?s)another config.*-  lr: 0\.005.*\+  lr: 0\.001"):
         train(data)
+
+
+def test_a_run_moved_from_a_full_disk_goes_on_there_to_the_same_bits(
+    first: RunResult, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the error advises was once refused: the folder's run.yaml named the storage that it was moved from."""
+    full, roomy = tmp_path / "full", tmp_path / "roomy"
+    rename = os.rename
+
+    def fills_up(source: Path, target: Path) -> None:
+        if target.name == "step-00000004":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rename(source, target)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "rename", fills_up)
+        with pytest.raises(StillgrainError, match=r"move the run's folder into another .* as storage="):
+            train(settings(scenes, full, checkpoint_every=2))
+    roomy.mkdir()
+    (full / "run").rename(roomy / "run")
+    assert [c.name for c in checkpoints(roomy / "run")] == ["step-00000002"]
+    result = train(settings(scenes, roomy, checkpoint_every=2))
+    assert result.folder == roomy / "run"
+    for file in ("metrics.jsonl", "bundle/model.safetensors", "checkpoints/step-00000004/state.json"):
+        assert (result.folder / file).read_bytes() == (first.folder / file).read_bytes()
+    assert yaml.safe_load((result.folder / "run.yaml").read_text())["storage"] == str(roomy)
+    assert not (full / "run").exists()
 
 
 def test_a_run_that_stopped_early_says_so_and_is_left_as_it_is(scenes: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from library.config import validate
 from library.datasets.order import weighted_at
 from library.datasets.paired import Config, Paired
 from library.errors import ConfigError, DataError
+from library.files.places import place, remove_folder
 from library.ops.cfa import pack_cfa, sample_cfa
 from library.ops.color import XYZ_TO_LIN_REC2020, camera_rgb_to_lin_rec2020
 from library.pairs.index import Pair, write_index
@@ -299,6 +300,27 @@ def test_noise_is_added_to_clean_inputs_where_asked_for_and_nowhere_else(opened:
 def test_a_folder_that_was_not_prepared_is_refused_with_the_command(tmp_path: Path):
     with pytest.raises(DataError, match=r"holds no index\.parquet; make it with"):
         Config(prepared=str(tmp_path)).prepare(tmp_path)
+
+
+def test_a_part_of_a_prepared_folder_in_a_uri_is_refused_with_the_copy_that_is_to_be_deleted(
+    prepared: Path, opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """This machine's copy of it was once named alone, as something to prepare again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = place(f"memory:/{tmp_path}/prepared")
+    folder.fs.put(str(prepared), folder.path, recursive=True)
+    mask = next(pair.mask for pair in opened().store.pairs if pair.scene == "valid")
+    (folder / mask).unlink()
+    config = opened().config.model_copy(update={"prepared": str(folder)})
+    with pytest.raises(DataError, match=r"cannot be read .*; then delete .*, its copy here$") as refused:
+        config.open(config.prepare(tmp_path), seed=0)
+    (copy,) = (tmp_path / "cache" / "stillgrain").iterdir()
+    assert str(refused.value).startswith(f"{folder / mask}: ")
+    assert str(copy) in str(refused.value)
+    folder.fs.put_file(str(prepared / mask), (folder / mask).path)
+    remove_folder(place(copy))
+    batches = [data.batch(0, range(2), batch_size=2) for data in (config.open(folder, seed=0), opened())]
+    assert torch.equal(batches[0].noisy, batches[1].noisy)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,23 @@ def test_a_store_whose_scenes_fail_midway_never_appears(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_of_two_who_make_a_store_at_once_the_first_to_end_makes_it_and_it_stays(tmp_path: Path):
+    """Trials of a sweep once swapped each other's store while it was read."""
+    folder = tmp_path / "store"
+    made = []
+
+    def slowly():
+        SceneStore.create(folder, scenes(), "digest")
+        made.append((folder.stat().st_ino, SceneStore(folder)))
+        yield from scenes()
+
+    SceneStore.create(folder, slowly(), "digest")
+    (inode, opened), *_ = made
+    assert folder.stat().st_ino == inode
+    assert np.array_equal(opened.crop(0, 0, 0, 4, 4), SceneStore(folder).crop(0, 0, 0, 4, 4))
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
 def test_the_same_scenes_give_the_same_bytes(tmp_path: Path):
     for name in ("a", "b"):
         SceneStore.create(tmp_path / name, scenes(), "digest")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 from dataclasses import fields
@@ -21,6 +23,7 @@ from library.errors import ConfigError, DataError, RawFileError
 from library.files.dng import write_cfa_dng
 from library.files.exr import read_exr, write_exr
 from library.files.metadata import ImageMetadata
+from library.files.places import place, remove_folder
 from library.ops.cfa import BAYER_PHASES, XTRANS_PHASES, cfa_levels, cfa_tile, pack_cfa, sample_cfa
 from library.ops.cfa_planes import unpack_cfa_planes
 from library.ops.color import LIN_SRGB_TO_XYZ, camera_rgb_to_lin_rec2020, lin_srgb_to_lin_rec2020
@@ -373,6 +376,57 @@ def test_a_store_is_made_once_and_anew_when_names_or_contents_change(tmp_path: P
     made.append(config.prepare(stores))
     assert len(set(made)) == 5
     assert len({SceneStore(store).digest for store in made}) == 5
+
+
+@pytest.mark.parametrize("num_sent", [0, 1, 2])
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_however_much_of_a_store_another_run_has_sent_it_is_opened_whole(
+    num_sent: int, is_killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In an object store a folder is there with its first file. A part of it, whose sender was killed or was still at
+    it, was once taken for the store by every later run, and kept as this machine's copy."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for number in range(2):
+        grey_png(tmp_path / "scenes" / f"{number}.png", 90 + number)
+    config = Config(scenes=str(tmp_path / "scenes"), held_out=("1",), crop=32, validation_crop=168)
+    stores = place(f"memory:/{tmp_path}/stores")
+    memory = type(stores.fs)
+    put_file, num_puts = memory.put_file, itertools.count()
+    expected = config.open(config.prepare(tmp_path / "stores"), seed=0).batch(0, range(1), batch_size=1)
+
+    def opens_whole() -> bool:
+        return batches_equal(config.open(config.prepare(stores), seed=0).batch(0, range(1), batch_size=1), expected)
+
+    def interrupted(self, *where, **settings) -> None:
+        if next(num_puts) == num_sent:
+            if is_killed:
+                raise KeyboardInterrupt
+            assert opens_whole()
+        put_file(self, *where, **settings)
+
+    monkeypatch.setattr(memory, "put_file", interrupted)
+    with contextlib.suppress(KeyboardInterrupt):
+        config.prepare(stores)
+    assert next(num_puts) > num_sent
+    assert opens_whole()
+
+
+def test_a_broken_store_in_a_uri_is_refused_with_both_folders_that_are_to_be_deleted(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """This machine's copy was once named alone, and was then made again of the same part."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = Config(scenes=str(scenes), held_out=("scene1",), crop=32, validation_crop=168)
+    store = config.prepare(place(f"memory:/{tmp_path}"))
+    (store / "000001.npy").unlink()
+    with pytest.raises(DataError, match=r": holds no scene store .*; delete the folder and .*, its copy") as refused:
+        config.open(store, seed=0)
+    (copy,) = (tmp_path / "cache" / "stillgrain").iterdir()
+    assert str(refused.value).startswith(f"{store}: ")
+    assert str(copy) in str(refused.value)
+    for named in (store, place(copy)):
+        remove_folder(named)
+    assert config.open(config.prepare(store.parent), seed=0).store.names == [f"scene{i}" for i in range(6)]
 
 
 def test_a_changed_sidecar_makes_another_store(tmp_path: Path):

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from upath import UPath
 
-from library.files.atomic import whole_file, whole_folder
+from library.files.atomic import folder_made_once, whole_file, whole_folder
 
 
 def names(folder: Path | UPath) -> set[str]:
@@ -96,6 +100,30 @@ def test_an_interrupted_folder_leaves_the_old_one_and_nothing_else(tmp_path: Pat
         interrupted()
     assert names(target) == {"old"}
     assert names(tmp_path) == {"bundle"}
+
+
+@pytest.mark.parametrize(("renames", "there"), [(1, "old"), (2, "new")])
+def test_interrupted_between_its_renames_a_folder_is_the_old_or_the_new_one(
+    renames: int, there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def write(text: str) -> None:
+        with whole_folder(tmp_path / "bundle") as temporary:
+            (temporary / "weights").write_text(text)
+
+    write("old")
+    rename, done = os.rename, []
+
+    def interrupted(source: Path, target: Path) -> None:
+        rename(source, target)
+        done.append(target)
+        if len(done) == renames:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert (tmp_path / "bundle" / "weights").read_text() == there
 
 
 def test_a_folder_never_replaces_a_file(tmp_path: Path):
@@ -200,25 +228,89 @@ def test_the_file_that_vouches_for_the_others_arrives_after_them(
     assert arrived[-1] == last
 
 
-def test_a_folder_whose_sending_breaks_off_lacks_the_file_that_vouches_for_it(
-    store: UPath, monkeypatch: pytest.MonkeyPatch
+def texts(folder: UPath) -> dict[str, str]:
+    found = folder.fs.find(folder.path)
+    return {file.removeprefix(f"{folder.path}/"): folder.fs.cat_file(file).decode() for file in found}
+
+
+def send(folder: UPath, content: dict[str, str]) -> None:
+    with whole_folder(folder, last="manifest.json") as temporary:
+        for name, text in content.items():
+            (temporary / name).parent.mkdir(exist_ok=True)
+            (temporary / name).write_text(text)
+
+
+def cut_off(change: Callable[..., None], folder: UPath, after: int, error: BaseException, seen: list) -> Any:
+    """A way to change a store, which fails from the `after`th change of any kind on; before each, `folder` is seen."""
+
+    def changed(self, *where, **settings) -> None:
+        seen.append(texts(folder))
+        if len(seen) > after:
+            raise error
+        change(self, *where, **settings)
+
+    return changed
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("connection lost")])
+def test_whenever_the_sending_of_a_folder_ends_one_is_whole_and_a_mixture_never_is_vouched_for(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    put_file = type(store.fs).put_file
+    """The older folder was once removed before the new one was sent, so that a kill left neither."""
+    old = {"manifest.json": "old", "weights": "old", "card": "old"}
+    new = {"manifest.json": "new", "weights": "new", "below/golden": "new"}
+    memory = type(UPath("memory:/").fs)
+    for num_changes in itertools.count():
+        root, seen = UPath(f"memory:/{tmp_path}/{num_changes}"), []
+        send(root / "bundle", old)
+        with monkeypatch.context() as connection:
+            for name in ("put_file", "cp_file", "rm_file", "rm"):
+                change = cut_off(getattr(memory, name), root / "bundle", num_changes, error, seen)
+                connection.setattr(memory, name, change)
+            with contextlib.suppress(type(error)):
+                send(root / "bundle", new)
+        there = [texts(folder) for folder in root.iterdir()]
+        assert old in there or new in there
+        for content in (*seen, texts(root / "bundle")):
+            assert "manifest.json" not in content or content in (old, new)
+        if len(seen) <= num_changes:
+            break
+    assert len(seen) > len(new)
+    assert texts(root / "bundle") == new
+    assert names(root) == {"bundle"}
 
-    def breaks(self, source: str, target: str, **settings) -> None:
-        if target.endswith("weights2"):
-            raise OSError("connection lost")
-        put_file(self, source, target, **settings)
 
-    for attempt in range(2):
-        if attempt:
-            monkeypatch.setattr(type(store.fs), "put_file", breaks)
-        try:
-            with whole_folder(store / "bundle", last="manifest.json") as temporary:
-                for name in ("manifest.json", "weights1", "weights2"):
-                    (temporary / name).write_text(f"attempt {attempt}")
-        except OSError:
-            assert attempt == 1
-    # Nothing of the first attempt's either, which the second's weights do not belong to.
-    assert names(store / "bundle") == {"weights1"}
-    assert (store / "bundle" / "weights1").read_text() == "attempt 1"
+# --- folders whose path names their content ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["", "memory:/"])
+def test_of_many_who_make_a_folder_at_once_the_first_to_end_makes_it(where: str, tmp_path: Path):
+    target = UPath(f"{where}{tmp_path}/store")
+    with folder_made_once(target, last="index") as slow:
+        with folder_made_once(target, last="index") as quick:
+            for name in ("scene", "index"):
+                (quick / name).write_text("quick")
+        for name in ("scene", "index", "more"):
+            (slow / name).write_text("slow")
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"scene": "quick", "index": "quick"}
+    assert names(target.parent) == {"store"}
+
+
+@pytest.mark.parametrize("where", ["", "memory:/"])
+def test_a_part_of_such_a_folder_gives_way_to_the_whole(where: str, tmp_path: Path):
+    target = UPath(f"{where}{tmp_path}/store")
+    target.mkdir(parents=True)
+    (target / "scene").write_text("half")
+    with folder_made_once(target, last="index") as temporary:
+        for name in ("scene", "index"):
+            (temporary / name).write_text("whole")
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"scene": "whole", "index": "whole"}
+    assert names(target.parent) == {"store"}
+
+
+def test_such_a_folder_never_replaces_a_file(tmp_path: Path):
+    (tmp_path / "store").write_text("a file")
+    with pytest.raises(NotADirectoryError), folder_made_once(tmp_path / "store", last="index") as temporary:
+        (temporary / "index").write_text("new")
+    assert (tmp_path / "store").read_text() == "a file"
+    assert names(tmp_path) == {"store"}

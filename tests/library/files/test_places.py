@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from upath import UPath
 
-from library.errors import ConfigError
+from library.errors import ConfigError, DataError
 from library.files.atomic import whole_folder
 from library.files.places import is_local, local_copy, place, remove_folder
 
@@ -49,7 +49,7 @@ def test_a_protocol_that_is_unknown_or_not_installed_is_refused_with_the_remedy(
 def test_the_local_copy_of_a_local_folder_is_the_folder_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = written(place(tmp_path / "store"), "a", "b")
-    assert local_copy(folder) == tmp_path / "store"
+    assert local_copy(folder, last="b") == tmp_path / "store"
     assert not (tmp_path / "cache").exists()
 
 
@@ -57,12 +57,12 @@ def test_a_folder_in_a_store_is_copied_to_the_cache_once(tmp_path: Path, monkeyp
     """A copy is trusted for ever, so it must not appear before it is whole: it is made like all folders."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = written(place(f"memory:/{tmp_path}/scenes-1234"), "a", "b")
-    copy = local_copy(folder)
+    copy = local_copy(folder, last="b")
     assert copy.is_relative_to(tmp_path / "cache" / "stillgrain")
     assert contents(copy) == contents(folder) == {"a": "content of a", "b": "content of b"}
     remove_folder(folder)
     made = copy.stat().st_ino
-    assert local_copy(folder) == copy
+    assert local_copy(folder, last="b") == copy
     assert copy.stat().st_ino == made
     assert contents(copy).keys() == {"a", "b"}
 
@@ -70,7 +70,7 @@ def test_a_folder_in_a_store_is_copied_to_the_cache_once(tmp_path: Path, monkeyp
 def test_folders_of_the_same_name_in_two_places_have_two_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     first, second = (
-        local_copy(written(place(f"memory:/{tmp_path}/{where}/scenes"), where)) for where in ("one", "two")
+        local_copy(written(place(f"memory:/{tmp_path}/{where}/scenes"), where), last=where) for where in ("one", "two")
     )
     assert contents(first).keys() == {"one"}
     assert contents(second).keys() == {"two"}
@@ -90,9 +90,23 @@ def test_a_copy_that_fails_halfway_is_not_kept(tmp_path: Path, monkeypatch: pyte
     with monkeypatch.context() as network:
         network.setattr(type(folder.fs), "get_file", breaks)
         with pytest.raises(OSError, match="connection lost"):
-            local_copy(folder)
+            local_copy(folder, last="a")
     assert list((tmp_path / "cache" / "stillgrain").iterdir()) == []
-    assert contents(local_copy(folder)).keys() == {"a", "b"}
+    assert contents(local_copy(folder, last="a")).keys() == {"a", "b"}
+
+
+def test_a_part_of_a_folder_is_neither_copied_nor_taken_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One that was copied while its writer still sent it was once kept for ever."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = written(place(f"memory:/{tmp_path}/scenes"), "a")
+    with pytest.raises(DataError, match=r"^memory:/.*/scenes: holds no index, so it is not whole.* run that again"):
+        local_copy(folder, last="index")
+    assert not (tmp_path / "cache").exists()
+    copy = local_copy(written(folder, "a", "index"), last="index")
+    (copy / "index").unlink()
+    assert local_copy(folder, last="index") == copy
+    assert contents(copy).keys() == {"a", "index"}
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
 
 
 @pytest.mark.parametrize("store", ["", "memory:/"])
