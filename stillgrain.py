@@ -652,7 +652,7 @@ def submit(
         Path | None, typer.Option(metavar="FILE", help="For kuberay: left out, cluster/kuberay/rayjob.yaml.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="For kuberay: print the manifests, apply nothing.")
+        bool, typer.Option("--dry-run", help="For kuberay: print the manifests, create nothing.")
     ] = False,
     user: Annotated[str | None, typer.Option(help="Whose job it is; left out, who is logged in.")] = None,
     working_dir: Annotated[Path, typer.Option(metavar="DIR", help="What travels to the cluster.")] = Path("."),
@@ -665,11 +665,17 @@ def submit(
     from cluster.submit import STALLED_AFTER_S
     from cluster.submit import submit as put
     from library.config import to_yaml
+    from library.files.atomic import whole_file
     from library.files.places import place
     from workloads.run import read_config
 
     def resolve(file: Path, its_words: Any) -> str:
         return to_yaml(read_config(file, its_words))
+
+    def upload(file: Path, uri: str) -> None:
+        if not (target := place(uri)).exists():
+            with whole_file(target) as temporary:
+                temporary.write_bytes(file.read_bytes())
 
     if backend == "kuberay":
         text = submit_rayjobs(
@@ -677,7 +683,7 @@ def submit(
             words or [],
             resolve=resolve,
             packages=packages or "",
-            upload=lambda file, uri: place(uri).write_bytes(file.read_bytes()),
+            upload=upload,
             working_dir=working_dir,
             name=name,
             priority=priority,
@@ -703,7 +709,7 @@ def submit(
         retries=retries,
         grid=grid or [],
         labels=labels or [],
-        stalled_after=stalled_after or STALLED_AFTER_S,
+        stalled_after=STALLED_AFTER_S if stalled_after is None else stalled_after,
         allow_pending=allow_pending,
     )
     _print_rows(done["jobs"], as_json, whole=done)

@@ -36,6 +36,7 @@ from datetime import UTC, datetime
 
 from cluster.errors import RayUnreachable
 from cluster.package import remove_unneeded
+from cluster.processes import find
 from cluster.ray_jobs import ENDED, AlreadySubmitted, Jobs, RayJob, RayNodes, Refused
 from cluster.room import Room, shortage
 from cluster.store import ACTIVE, Attempt, Job, State, Store
@@ -50,6 +51,8 @@ _SLOTS_WHERE_NONE_ARE_DECLARED = 4
 _LOOKS_PER_LIMIT = 10
 _LONGEST_BETWEEN_LOOKS_S = 300.0
 _BETWEEN_LOOKS_FOR_ROOM_S = 15.0
+# Of a pause. Beyond all patience, and far from what a float can hold.
+_MOST_DOUBLINGS = 64
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class Dispatcher:
 
     def start(self) -> bool:
         """Become the dispatcher. False while there is another."""
-        epoch = self.store.take_lease(f"{socket.gethostname()}:{os.getpid()}", self._clock(), self.policy.lease_s)
+        epoch = self.store.take_lease(_this_process(), self._clock(), self.policy.lease_s)
         self._epoch = epoch or 0
         return epoch is not None
 
@@ -121,9 +124,11 @@ class Dispatcher:
         self._trouble = None
         with self._going_on():
             if self._clock() - self._swept_at >= self.policy.sweep_every_s:
+                # Noted first: one that fails is not due again at every tick.
+                self._swept_at = self._clock()
                 self._sweep()
                 remove_unneeded(
-                    self.store.folder / "packages",
+                    self.store.packages,
                     lambda: self.store.packages_needed(self._clock() - self.policy.keep_packages_s),
                 )
         for job in self.store.jobs(ACTIVE):
@@ -162,6 +167,9 @@ class Dispatcher:
             self._see(job, attempt, self.jobs.stop(attempt.submission_id), why)
         elif seen.node is not None and seen.node not in nodes.ids:
             self._miss(job, attempt, f"its node is gone, and Ray still says {seen.status}")
+        elif attempt.swept:
+            # That it was told so once does not say that this arrived.
+            self._see(job, attempt, self.jobs.stop(attempt.submission_id), attempt.outcome or "it turned up late")
         elif why := self._stalled(job, attempt, seen):
             with self._change() as store:
                 store.sweep(attempt.submission_id, why)
@@ -171,7 +179,7 @@ class Dispatcher:
 
     def _stalled(self, job: Job, attempt: Attempt, seen: RayJob) -> str:
         """Why an attempt is to be stopped that does not go on; nothing while it does."""
-        if job.stalled_after is None or seen.status != "RUNNING" or attempt.swept:
+        if job.stalled_after is None or seen.status != "RUNNING":
             return ""
         now = self._clock()
         since = now - self._looked_at.get(attempt.submission_id, float("-inf"))
@@ -237,7 +245,7 @@ class Dispatcher:
             elif failures > job.retries:
                 store.end(job.id, otherwise, f"{why} (attempt {attempt.number}, the last)", now)
             else:
-                pause = self.policy.backoff_s * 2.0 ** (failures - 1) if counts else 0.0
+                pause = self.policy.backoff_s * 2.0 ** min(failures - 1, _MOST_DOUBLINGS) if counts else 0.0
                 not_before = now + min(pause, self.policy.longest_backoff_s)
                 store.again(job.id, f"attempt {attempt.number}: {why}", now, not_before=not_before, failures=failures)
 
@@ -256,7 +264,6 @@ class Dispatcher:
                 with self._change() as store:
                     store.sweep(submission_id, "")
                 self.jobs.stop(submission_id)
-        self._swept_at = self._clock()
 
     # --- what is next -------------------------------------------------------------------------------------------------
 
@@ -264,8 +271,10 @@ class Dispatcher:
         slots = self.policy.job_slots or nodes.job_slots or _SLOTS_WHERE_NONE_ARE_DECLARED
         self._note_room(nodes)
         active = self.store.jobs(ACTIVE)
+        # One time for all: what was held back is not looked at again before the next tick, however long this one takes.
+        now = self._clock()
         while not self.store.paused:
-            job = self._next(active) if len(active) < slots else None
+            job = self._next(active, now) if len(active) < slots else None
             if job is None:
                 return
             short = _shortage(job, self.policy.capacity, ())
@@ -275,7 +284,7 @@ class Dispatcher:
                 continue
             short = self._no_room(job)
             if short:
-                self._hold_back(job, short)
+                self._hold_back(job, short, now)
                 continue
             short = _shortage(job, self.policy.capacity, active)
             if short:
@@ -300,24 +309,28 @@ class Dispatcher:
         self._room = self.policy.room or seen
         text = self._room.to_json()
         if text != self.store.setting("room"):
-            # For `submit`, which refuses at once what will not begin here.
-            with self._change():
-                self.store.keep("room", text)
+            with self._change() as store:
+                # For `submit`, which refuses at once what will not begin here.
+                store.keep("room", text)
+                for bundles in store.held_back():
+                    if not shortage(bundles, self._room):
+                        store.let_go(bundles)
 
     def _no_room(self, job: Job) -> str:
         return "" if job.allow_pending else shortage(job.bundles, self._room)
 
-    def _hold_back(self, job: Job, short: str) -> None:
-        now = self._clock()
+    def _hold_back(self, job: Job, short: str, now: float) -> None:
+        """Let others go first; with it go all that ask for the same, since there may be thousands of them."""
         since = job.no_room_since or now
         with self._change() as store:
             if self.policy.room is not None or now - since >= self.policy.room_within_s:
-                store.end(job.id, "failed", f"will never have room: {short}", now)
+                for alike in store.alike(job.id, now):
+                    store.end(alike, "failed", f"will never have room: {short}", now)
             else:
                 why = f"{short}; fails at {_clock_time(since + self.policy.room_within_s)} unless nodes come"
-                store.hold_back(job.id, why, since, now + _BETWEEN_LOOKS_FOR_ROOM_S)
+                store.hold_back(job.id, why, since, now, now + _BETWEEN_LOOKS_FOR_ROOM_S)
 
-    def _next(self, active: list[Job]) -> Job | None:
+    def _next(self, active: list[Job], now: float) -> Job | None:
         """Of the highest priority; among users the one with the fewest running, then whose turn is the longest ago; of
         one user the oldest."""
         running = Counter(job.user for job in active)
@@ -325,7 +338,7 @@ class Dispatcher:
         limits, served = self.store.limits(), self.store.served()
         free = [
             job
-            for job in self.store.heads(self._clock())
+            for job in self.store.heads(now)
             if running[job.user] < limits.get(job.user, limits.get("*", running[job.user] + 1))
             and all(labelled[label] < limits.get(f"label:{label}", labelled[label] + 1) for label in job.labels)
         ]
@@ -344,7 +357,7 @@ class Dispatcher:
             "user": job.user,
         }
         try:
-            self.jobs.submit(attempt.submission_id, job.entrypoint, job.package, metadata)
+            self.jobs.submit(attempt.submission_id, job.entrypoint, self.store.package(job), metadata)
         except AlreadySubmitted:
             pass  # an answer was lost
         except Refused as error:
@@ -366,6 +379,33 @@ class Dispatcher:
 
     def _change(self) -> contextlib.AbstractContextManager[Store]:
         return self.store.as_dispatcher(self._epoch, self._clock() + self.policy.lease_s)
+
+
+def is_dead(holder: str) -> bool:
+    """Whether a dispatcher was on this machine and is no more; one elsewhere is given its time."""
+    host, _, rest = holder.partition(":")
+    pid, _, started = rest.partition(":")
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    if int(pid) == os.getpid():
+        return holder != _this_process()
+    there = find(int(pid))
+    if there is not None and started:
+        return started != str(there.started)
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _this_process() -> str:
+    """host:number:start. The first process of a container has the same number each time; where nothing says when a
+    process has started, outside of Linux, there are no containers either."""
+    own = find(os.getpid())
+    return f"{socket.gethostname()}:{os.getpid()}{f':{own.started}' if own else ''}"
 
 
 def _shortage(job: Job, capacity: Mapping[str, float], active: tuple[()] | list[Job]) -> str:

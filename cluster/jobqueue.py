@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
-import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cluster.dispatcher import Dispatcher, Policy
+from cluster.dispatcher import Dispatcher, Policy, is_dead
 from cluster.errors import QueueError, RayUnreachable
 from cluster.metrics import served
 from cluster.ray_jobs import ENDED, Jobs, RayJobs
@@ -30,6 +29,7 @@ from cluster.store import ACTIVE, UNFINISHED, Job, LeaseLost, Store
 
 DEFAULT_FOLDER = Path("~/.stillgrain/queue")
 DEFAULT_POLICY = Policy()
+_LOOKS_FOR_SIGNALS_S = 0.2
 _log = logging.getLogger(__name__)
 
 
@@ -80,7 +80,7 @@ def _facts(store: Store, job: Job) -> dict[str, Any]:
         "retries": job.retries,
         "failures": job.failures,
         "entrypoint": job.entrypoint,
-        "package": job.package,
+        "package": store.package(job),
         "metadata": job.metadata,
         "attempts": [
             {
@@ -117,7 +117,7 @@ def _row(job: Job) -> dict[str, Any]:
 def _dispatcher(store: Store) -> dict[str, Any]:
     holder, until = store.lease()
     return {
-        "at_work": until > time.time() and not _is_dead(holder),
+        "at_work": until > time.time() and not is_dead(holder),
         "holder": holder,
         "address": store.setting("address"),
         "trouble": store.setting("trouble"),
@@ -260,35 +260,44 @@ def dispatch(
         _displace_the_dead(store)
         if not dispatcher.start():
             raise QueueError(f"{store.lease()[0]} is this queue's dispatcher; there is one at a time")
-        ended = threading.Event()
-        with _on_signals(ended.set), served(folder, metrics_port):
+        with _signals() as came, served(folder, metrics_port):
             try:
                 _claim_address(store, address, moved=moved)
-                while not ended.is_set():
-                    trouble = _tick(dispatcher)
-                    if trouble != store.setting("trouble"):
-                        store.note("trouble", trouble)
-                        if trouble:
-                            _log.warning("%s; trying again", trouble)
-                    if until_idle and not store.jobs(UNFINISHED):
-                        break
-                    ended.wait(every_s)
+                broken = ""
+                while not came:
+                    try:
+                        _round(store, dispatcher)
+                        if until_idle and not store.jobs(UNFINISHED):
+                            break
+                        broken = ""
+                    except sqlite3.OperationalError as error:
+                        # A full disk, or another's lock. What was begun is taken up again, as after a death.
+                        if str(error) != broken:
+                            broken = str(error)
+                            _log.warning("%s: %s; trying again", store.folder, broken)
+                    _wait(every_s, came)
             except LeaseLost:
                 raise QueueError(f"{store.lease()[0]} has taken over as this queue's dispatcher") from None
             finally:
-                dispatcher.stop()
+                # Whoever comes next sees that this process is no more.
+                with contextlib.suppress(sqlite3.OperationalError):
+                    dispatcher.stop()
 
 
 def _connect(address: str, connect: Callable[[str], Jobs] | None, allow_clear: bool) -> Jobs:
     return connect(address) if connect else RayJobs(address, allow_clear=allow_clear)
 
 
-def _tick(dispatcher: Dispatcher) -> str:
+def _round(store: Store, dispatcher: Dispatcher) -> None:
+    trouble = ""
     try:
         dispatcher.tick()
     except RayUnreachable as error:
-        return str(error)
-    return ""
+        trouble = str(error)
+    if trouble != store.setting("trouble"):
+        store.note("trouble", trouble)
+        if trouble:
+            _log.warning("%s; trying again", trouble)
 
 
 def _claim_address(store: Store, address: str, *, moved: bool) -> None:
@@ -305,33 +314,30 @@ def _claim_address(store: Store, address: str, *, moved: bool) -> None:
 
 def _displace_the_dead(store: Store) -> None:
     holder, _ = store.lease()
-    if _is_dead(holder):
+    if is_dead(holder):
         store.break_lease(holder)
 
 
-def _is_dead(holder: str) -> bool:
-    """Whether a dispatcher was on this machine and is no more; one elsewhere is given its time."""
-    host, _, pid = holder.rpartition(":")
-    if host != socket.gethostname() or not pid.isdigit():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
-
-
 @contextlib.contextmanager
-def _on_signals(call: Callable[[], object]) -> Iterator[None]:
-    """SIGINT and SIGTERM call a function during the block, where signals can be had: on the main thread."""
+def _signals() -> Iterator[list[int]]:
+    """Those of SIGINT and SIGTERM that have come during the block, where signals can be had: on the main thread.
+
+    No Event: its lock may be held by the very step of this thread that a signal interrupts.
+    """
+    came: list[int] = []
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, lambda *_: call())
+            before[number] = signal.signal(number, lambda number, _: came.append(number))
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _wait(seconds: float, came: list[int]) -> None:
+    """Until then, or soon after a signal has come."""
+    until = time.monotonic() + seconds
+    while not came and (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, _LOOKS_FOR_SIGNALS_S))

@@ -87,10 +87,11 @@ def pack(found: Contents, packages: str | Path) -> Path:
     returns   its path; the name is a digest of all names, modes and contents
     """
     digest = hashlib.sha256()
-    for name in found.sizes:
-        path = found.folder / name
-        digest.update(f"{name}\0{_is_executable(path)}\0".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    # Each is read once: read again for the zip it may have been edited, and the name would promise another content.
+    files = [(name, _is_executable(found.folder / name), (found.folder / name).read_bytes()) for name in found.sizes]
+    for name, executable, content in files:
+        digest.update(f"{name}\0{executable}\0".encode())
+        digest.update(hashlib.sha256(content).digest())
     packages = Path(packages)
     packages.mkdir(mode=0o700, parents=True, exist_ok=True)
     # No longer: 32 such digits are what a token looks like, also to `stillgrain cluster check`.
@@ -104,11 +105,11 @@ def pack(found: Contents, packages: str | Path) -> Path:
             open(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file,
             zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive,
         ):
-            for name in found.sizes:
+            for name, executable, content in files:
                 # One date for all, so that the same files are the same bytes, which Ray then sends once.
                 entry = zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0))
-                entry.external_attr = (0o755 if _is_executable(found.folder / name) else 0o644) << 16
-                archive.writestr(entry, (found.folder / name).read_bytes(), zipfile.ZIP_DEFLATED)
+                entry.external_attr = (0o755 if executable else 0o644) << 16
+                archive.writestr(entry, content, zipfile.ZIP_DEFLATED)
             archive.close()
             file.flush()
             os.fsync(file.fileno())
@@ -121,14 +122,14 @@ def pack(found: Contents, packages: str | Path) -> Path:
 def remove_unneeded(packages: Path, needed: Callable[[], set[str]]) -> None:
     """Remove the zips that no job needs, and what killed packers left.
 
-    needed  their paths; asked only where there is something old enough to go. One that was packed within the last hour
+    needed  their names; asked only where there is something old enough to go. One that was packed within the last hour
             stays: its job may not be in the queue yet
     """
     old = [file for file in packages.glob("*.zip") if _is_old(file)]
     old += [file for file in packages.glob(".*.tmp") if _is_old(file)]
     keep = needed() if old else set()
     for file in old:
-        if str(file) not in keep and _is_old(file):
+        if file.name not in keep and _is_old(file):
             file.unlink(missing_ok=True)
 
 

@@ -23,6 +23,8 @@ _CONNECT_S = 10.0
 # How much of an entrypoint's last words is kept with a job; the log has all of them.
 _MESSAGE_CHARS = 2000
 _MARK_LINES = 20
+# Ray answers 500 for whatever it cannot read, an agent that is away included; this is a log without a line in it yet.
+_NO_LOG_YET = "A file is not found at"
 # Ray's name for the type of a node that no autoscaler has started, as the dashboard writes it.
 _OF_ITS_ID = re.compile(r"^node_?[0-9a-f]+$", re.I)
 
@@ -151,7 +153,7 @@ class RayJobs:
             self._client = _client_class()(self.address)
         self._client.timeout = (_CONNECT_S, answer_within_s)
         self._has_slots: bool | None = None
-        self._grows: bool | None = None
+        self._grows = False
 
     def submit(self, submission_id: str, entrypoint: str, package: str | None, metadata: Mapping[str, str]) -> None:
         if package and not os.path.isfile(package):
@@ -213,8 +215,11 @@ class RayJobs:
             # The whole log may be long. Ray's job client has no call for its end; that for logs of all kinds has one.
             words = {"node_id": node, "filename": f"job-driver-{submission_id}.log", "lines": _MARK_LINES}
             answer = self._client._do_request("GET", f"/api/v0/logs/file?{urlencode(words)}")
-            # Ray answers 500 for a log that is not there yet.
-            return answer.text if answer.status_code == 200 else ""
+            if answer.status_code == 200:
+                return answer.text
+            if answer.status_code == 500 and _NO_LOG_YET in answer.text:
+                return ""
+            raise RuntimeError(f"status code {answer.status_code}: {answer.text}")
 
     def nodes(self) -> RayNodes:
         with _asking(self.address):
@@ -222,8 +227,8 @@ class RayJobs:
             answer = self._client._do_request("GET", "/nodes?view=summary")
             answer.raise_for_status()
             alive = [n["raylet"] for n in answer.json()["data"]["summary"] if n["raylet"].get("state") == "ALIVE"]
-            if self._grows is None:
-                self._grows = self._has_autoscaler(alive)
+            # A head that is seconds old has no report of its autoscaler yet.
+            self._grows = self._grows or self._has_autoscaler(alive)
         totals = [n.get("resourcesTotal", {}) for n in alive]
         # The dashboard writes keys in camel case, a resource's name included.
         slots = [total.get("jobSlot", 0) for total in totals]

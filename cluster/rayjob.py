@@ -30,7 +30,7 @@ from cluster.prepare import Batch, Prepared, Resolve, prepare
 
 TEMPLATE = Path(__file__).parent / "kuberay" / "rayjob.yaml"
 Upload = Callable[[Path, str], object]
-"""Puts a file of this machine where a URI says."""
+"""Puts a file of this machine where a URI says, whole or not at all. What has that name already has that content."""
 
 _LONGEST_NAME = LONGEST_NAMES["RayJob"]
 # As a part of a label's name; with `label-` in front it has at most 63 characters, and ends as Kubernetes wants it.
@@ -56,7 +56,7 @@ def submit_rayjobs(
     template: str | Path = TEMPLATE,
     dry_run: bool = False,
 ) -> str:
-    """Apply a RayJob for each config with kubectl; returns the manifests as YAML.
+    """Create a RayJob for each config with kubectl; returns the manifests as YAML.
 
     packages  folder for packed working directories that every pod can read: s3://bucket/packages
     upload    see `Upload`
@@ -66,10 +66,10 @@ def submit_rayjobs(
     labels    of the RayJobs, as `stillgrain/label-X`; Kueue limits by its queues
     template  YAML of one RayJob
     dry_run   only return them
-    raises    SubmitError: also where kubectl is missing, or refuses
+    raises    SubmitError: also where kubectl is missing, or refuses, and for a name that a RayJob has, ended or not
     """
     if not dry_run and shutil.which("kubectl") is None:
-        raise SubmitError("kubectl is not installed here: install it, or say --dry-run > jobs.yaml and apply that")
+        raise SubmitError("kubectl is not installed here: install it, or say --dry-run > jobs.yaml and create that")
     if "://" not in packages and not Path(packages).is_absolute():
         raise SubmitError(f"packages: {packages} is no place that a pod can read: give s3://bucket/packages")
     if after:
@@ -94,7 +94,7 @@ def submit_rayjobs(
         text = yaml.safe_dump_all(manifests, sort_keys=False, allow_unicode=True, width=120)
         if not dry_run:
             upload(package, uri)
-            _apply(text)
+            _create(text, manifests[0]["metadata"].get("namespace", "default"))
     return text
 
 
@@ -198,11 +198,21 @@ def _read_template(file: str | Path) -> dict[str, Any]:
     return made
 
 
-def _apply(text: str) -> None:
+def _create(text: str, namespace: str) -> None:
+    # Not `apply`, which of a job that is there changes nothing, or takes away the start that Kueue gave it, and calls
+    # either a success.
     try:
-        done = subprocess.run(["kubectl", "apply", "-f", "-"], input=text, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(["kubectl", "create", "-f", "-"], input=text, capture_output=True, text=True, timeout=120)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SubmitError(f"kubectl: {error}") from None
     if done.returncode:
+        there = re.findall(r'"([^"]+)" already exists', done.stderr)
+        if there:
+            made = re.findall(r"/(\S+) created", done.stdout)
+            raise SubmitError(
+                f"name: Kubernetes has a RayJob {', '.join(there)} already, which may have ended, and leaves it as it "
+                f"is: give another name, or kubectl delete rayjob --namespace {namespace} {' '.join(there)}"
+                + (f"; submitted: {', '.join(made)}" if made else "")
+            )
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise SubmitError(f"kubectl apply: {last}; say --dry-run to see what it was given")
+        raise SubmitError(f"kubectl create: {last}; say --dry-run to see what it was given")

@@ -6,6 +6,7 @@ Ray 2.60 waits without end for what no node can ever give, and says so in a log 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from pathlib import Path
 import yaml
 
 from cluster.errors import QueueError
+
+_UNKNOWN = {"CPU": math.inf, "GPU": math.inf}
+_MOST = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ def shortage(bundles: Bundles | None, room: Room) -> str:
 def room_of_cluster_file(file: str | Path) -> Room:
     """What `ray up` may start by a file: every type with its most nodes, the head among them.
 
-    A type without `resources` is one that Ray asks the cloud about: then nothing is known.
+    Ray asks the cloud about each type, and lays `resources` over the answer: of CPUs and GPUs that are not named there
+    may be any number. A type without `resources` may have whatever is asked for.
 
     raises  QueueError for what is no cluster file
     """
@@ -77,18 +82,16 @@ def room_of_cluster_file(file: str | Path) -> Room:
         nodes = []
         for name, kind in types.items():
             most = kind.get("max_workers", content.get("max_workers", 0)) + (name == content.get("head_node_type"))
-            nodes.append((kind.get("resources"), int(most)))
+            named = {resource: float(amount) for resource, amount in (kind.get("resources") or {}).items()}
+            nodes.append((_UNKNOWN | named, int(most)))
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise QueueError(
             f"{file}: cannot be read as a cluster's file ({type(error).__name__}: {error}): give the one of `ray up`"
         ) from None
-    return Room(
-        tuple(({k: float(v) for k, v in resources.items()}, most) for resources, most in nodes if resources and most),
-        grows=any(resources is None and most > 0 for resources, most in nodes),
-    )
+    return Room(tuple((resources, most) for resources, most in nodes if most))
 
 
 def _fit(each: Mapping[str, float], resources: Mapping[str, float]) -> int:
     # A hair more, since shares of a GPU are no exact numbers.
-    fits = [int((resources.get(name, 0.0) + 1e-9) / amount) for name, amount in each.items() if amount > 0]
-    return min(fits, default=1_000_000)
+    fits = [(resources.get(name, 0.0) + 1e-9) / amount for name, amount in each.items() if amount > 0]
+    return int(min([*fits, _MOST]))

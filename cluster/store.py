@@ -17,6 +17,7 @@ import json
 import os
 import secrets
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ ACTIVE: tuple[State, ...] = ("submitting", "running")
 UNFINISHED: tuple[State, ...] = ("waiting", "queued", *ACTIVE)
 _FORMAT = "2"
 _BUSY_S = 30.0
+_BUSY_AGAIN_S = 0.05
 
 _SCHEMA = f"""
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -77,6 +79,10 @@ CREATE INDEX in_turn ON jobs (state, priority, user, labels, not_before);
 CREATE INDEX by_end ON jobs (ended_at, id);
 """
 """Makes a queue of format 1 one of format 2."""
+_ALIKE = (
+    "state = 'queued' AND not_before <= :now AND (bundles, resources, allow_pending, no_room_since)"
+    " IS (SELECT bundles, resources, allow_pending, no_room_since FROM jobs WHERE id = :job)"
+)
 
 
 class LeaseLost(Exception):
@@ -107,7 +113,7 @@ class NewJob:
     allow_pending: bool = False
     """Started even when no node that is known has room for it: some will come."""
     package: str | None = None
-    """Zip of the working directory, on this machine."""
+    """Name of the working directory's zip in the queue's folder `packages`; a path's folder does not count."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Shown by Ray to whoever asks."""
 
@@ -184,15 +190,17 @@ class Store:
 
         raises  QueueError for a folder that cannot be used, or a queue of another version
         """
-        self.folder = Path(folder).expanduser().absolute()
+        # By one name, whichever it was given by: what people and dispatchers write into it must agree.
+        self.folder = Path(os.path.realpath(Path(folder).expanduser()))
         file = self.folder / "queue.sqlite"
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
             self._db = sqlite3.connect(file, isolation_level=None, timeout=_BUSY_S)
             self._db.row_factory = sqlite3.Row
+            self._write_ahead()
             # A job that was accepted is on the disk, whatever happens to the machine.
-            self._db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")
+            self._db.execute("PRAGMA synchronous = FULL")
             with self._changing():
                 if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'settings'").fetchone():
                     for statement in _SCHEMA.split(";\n"):
@@ -307,15 +315,36 @@ class Store:
         )
         return [_job(row) for row in rows]
 
+    @property
+    def packages(self) -> Path:
+        """The folder of packed working directories."""
+        return self.folder / "packages"
+
+    def package(self, job: Job) -> str | None:
+        """The zip that a job needs, where it lies now."""
+        return job.package and str(self.packages / Path(job.package).name)
+
     def packages_needed(self, ended_since: float) -> set[str]:
-        """Packed working directories of jobs that have not ended, or ended later than this without success and may be
+        """Names of the packages of jobs that have not ended, or ended later than this without success and may be
         retried."""
         rows = self._db.execute(
             f"SELECT DISTINCT package FROM jobs WHERE package IS NOT NULL AND (state IN {UNFINISHED}"
             " OR (state != 'succeeded' AND ended_at >= ?))",
             (ended_since,),
         )
-        return {row["package"] for row in rows}
+        return {Path(row["package"]).name for row in rows}
+
+    def held_back(self) -> list[Bundles]:
+        """What is asked for by jobs that no node had room for when they were last looked at, each once."""
+        rows = self._db.execute(
+            "SELECT DISTINCT bundles FROM jobs WHERE state = 'queued' AND no_room_since IS NOT NULL"
+        )
+        return [Bundles(*json.loads(row["bundles"])) for row in rows if row["bundles"]]
+
+    def alike(self, job: int, now: float) -> list[int]:
+        """This queued job, and those that may start and ask for the same and have been without room as long."""
+        rows = self._db.execute(f"SELECT id FROM jobs WHERE {_ALIKE}", {"job": job, "now": now})
+        return [row["id"] for row in rows]
 
     def submission_ids(self, states: Sequence[State]) -> set[str]:
         """Of the current attempts of all jobs in these states."""
@@ -362,7 +391,7 @@ class Store:
                         new.retries,
                         now,
                         json.dumps(sorted(set(new.labels))),
-                        json.dumps([new.bundles.count, dict(new.bundles.each)]) if new.bundles else "",
+                        _bundles_text(new.bundles) if new.bundles else "",
                         new.stalled_after,
                         new.allow_pending,
                     ),
@@ -550,11 +579,19 @@ class Store:
             "UPDATE attempts SET mark = ?, moved_at = ? WHERE submission_id = ?", (mark, now, attempt.submission_id)
         )
 
-    def hold_back(self, job: int, reason: str, since: float, until: float) -> None:
-        """Let others go first, because no node has room for this one."""
+    def hold_back(self, job: int, reason: str, since: float, now: float, until: float) -> None:
+        """Let others go first, because no node has room for this one and those alike."""
         self._db.execute(
-            "UPDATE jobs SET reason = ?, no_room_since = ?, not_before = ? WHERE id = ? AND state = 'queued'",
-            (reason, since, until, job),
+            f"UPDATE jobs SET reason = :reason, no_room_since = :since, not_before = :until WHERE {_ALIKE}",
+            {"job": job, "reason": reason, "since": since, "now": now, "until": until},
+        )
+
+    def let_go(self, bundles: Bundles) -> None:
+        """There is room again for those that were held back and ask for this."""
+        self._db.execute(
+            "UPDATE jobs SET reason = '', no_room_since = NULL, not_before = 0"
+            " WHERE state = 'queued' AND no_room_since IS NOT NULL AND bundles = ?",
+            (_bundles_text(bundles),),
         )
 
     def explain(self, job: int, reason: str) -> None:
@@ -583,15 +620,30 @@ class Store:
 
     # --- inside a transaction -----------------------------------------------------------------------------------------
 
+    def _write_ahead(self) -> None:
+        """So that readers and a writer do not wait for each other. Two that change a new file to this at once would
+        wait for each other for ever: then SQLite tells one of them at once, whatever its timeout, to try again."""
+        until = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+            time.sleep(_BUSY_AGAIN_S)
+
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            # Of some errors, such as a full disk, SQLite may have rolled back by itself.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def _set(self, key: str, value: str) -> None:
         self._db.execute(
@@ -655,6 +707,10 @@ class Store:
             self._tell(now, there.id, "retried")
             rows = self._db.execute("SELECT * FROM jobs WHERE failed_with = ? AND state = 'failed'", (there.id,))
             pending += map(_job, rows.fetchall())
+
+
+def _bundles_text(bundles: Bundles) -> str:
+    return json.dumps([bundles.count, dict(bundles.each)])
 
 
 def _ended_as(state: State) -> str:

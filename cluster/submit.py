@@ -74,7 +74,7 @@ def submit(
                     f"{job.config}: {short}, as the dispatcher last saw the cluster: lower `scaling`, add nodes, or "
                     "say --allow-pending where some will come"
                 )
-        package = pack(travels, store.folder / "packages")
+        package = pack(travels, store.packages)
         jobs = [
             NewJob(
                 name=job.name,
@@ -88,7 +88,7 @@ def submit(
                 labels=tuple(labels),
                 stalled_after=stalled_after,
                 allow_pending=allow_pending,
-                package=str(package),
+                package=package.name,
                 metadata={"config": job.config, "resolved": job.resolved, "package": package.stem, **batch.commit},
             )
             for job in batch.jobs

@@ -53,6 +53,7 @@ _WITHOUT_RAY = (
     "workloads/test_compress.py",
     "workloads/test_launch",
     "workloads/test_pairs_page",
+    "workloads/test_progress",
     "workloads/test_rd_page",
     "workloads/test_report",
     "workloads/test_runs",

@@ -94,6 +94,15 @@ class TrialBar:
 
 
 def track(items: Iterable[T], *, total: int, description: str) -> Iterator[T]:
-    """The items as they come, with a bar on a terminal, and nothing elsewhere."""
+    """The items as they come, with a bar on a terminal, and elsewhere a line each minute in which one came, by which a
+    queue knows that it goes on."""
     console = Console(stderr=True)
-    return iter(rich.progress.track(items, description, total=total, console=console) if console.is_terminal else items)
+    if console.is_terminal:
+        yield from rich.progress.track(items, description, total=total, console=console)
+        return
+    printed_at = time.monotonic()
+    for num_ended, item in enumerate(items, 1):
+        if time.monotonic() - printed_at >= _LINE_EVERY_S:
+            printed_at = time.monotonic()
+            print(f"{description}: {num_ended} of {total}", file=sys.stderr, flush=True)
+        yield item

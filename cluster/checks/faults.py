@@ -12,6 +12,7 @@ import yaml
 
 MOST_BYTES = 1_000_000
 """Of a file; launcher files and manifests are some kilobytes."""
+_MOST_VALUES = 100_000
 # A token as Ray makes it has 64 hexadecimal digits. An image's digest has as many behind a colon, a git commit has 40:
 # neither is a secret.
 _TOKEN = re.compile(r"(?<![0-9a-fA-F:])[0-9a-fA-F]{48,}(?![0-9a-fA-F])")
@@ -87,7 +88,28 @@ def read_yaml(text: str, file: str) -> tuple[list[Any], list[Fault]]:
     Loader.add_constructor("tag:yaml.org,2002:map", mapping)
     try:
         # A subclass of SafeLoader: tags that name Python objects are refused.
-        documents = [document for document in yaml.load_all(text, Loader) if document is not None]
+        loader = Loader(text)
+        documents, num_values = [], 0
+        while loader.check_node():
+            node = loader.get_node()
+            assert node is not None
+            num_values += _num_values(node, {})
+            if num_values > _MOST_VALUES:
+                much = f"holds more than {_MOST_VALUES} values, once its anchors are followed"
+                return [], [*faults, Fault(file, "", f"{much}: this is no file for a cluster")]
+            documents.append(loader.construct_document(node))
     except yaml.YAMLError as error:
         return [], [*faults, Fault(file, "", f"is not YAML: {' '.join(str(error).split())}")]
-    return documents, faults
+    except RecursionError:
+        return [], [*faults, Fault(file, "", "is nested too deep, or holds itself by an anchor")]
+    return [document for document in documents if document is not None], faults
+
+
+def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a YAML node stands for: anchors may be named many times, and hold others. RecursionError for one
+    that holds itself."""
+    if id(node) not in known:
+        below = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for entry in below for part in (entry if isinstance(entry, tuple) else (entry,))]
+        known[id(node)] = 1 + sum(_num_values(part, known) for part in parts)
+    return known[id(node)]

@@ -269,6 +269,30 @@ def test_a_token_that_others_can_read_is_found_before_it_is_copied(home: Path) -
     assert "can be read by others: chmod 600 ~/.ray/auth_token" in fault
 
 
+def multiplied(levels: int) -> str:
+    """YAML of a few hundred bytes that stands for 10 to the power of `levels` values."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (multiplied(9), "holds more than 100000 values, once its anchors are followed"),
+        ("\n---\n".join([multiplied(4)] * 12), "holds more than 100000 values"),
+        ("a: &a [*a]", "is nested too deep, or holds itself by an anchor"),
+        ("[" * 2000 + "]" * 2000, "is nested too deep"),
+    ],
+)
+def test_anchors_that_multiply_and_endless_nesting_are_faults_and_take_no_memory(
+    tmp_path: Path, home: Path, text: str, message: str
+) -> None:
+    (file := tmp_path / "f.yaml").write_text(text)
+    (fault,) = check([file], ROOT, home=home).faults
+    assert message in fault.message
+
+
 def test_all_faults_are_said_at_once_and_no_secret_is_repeated(home: Path) -> None:
     config = launcher()
     for name in ("least over most of a type", "head trains", "auth off", "token in the setup", "another Ray"):

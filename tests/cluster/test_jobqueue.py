@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
+import resource
+import socket
 import sqlite3
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cluster import jobqueue
+from cluster import jobqueue, processes
 from cluster.dispatcher import Dispatcher, Policy
 from cluster.errors import QueueError, RayUnreachable
 from cluster.ray_jobs import Refused
-from cluster.room import Bundles, Room
+from cluster.room import Bundles, Room, room_of_cluster_file, shortage
 from cluster.store import LeaseLost, NewJob, Store
 from tests.cluster.simulated_ray import Clock, Killed, SimulatedRay
 
+ROOT = Path(jobqueue.__file__).parents[1]
 POLICY = Policy(capacity={"GPU": 4}, backoff_s=30, lost_after_s=60, lease_s=200)
 
 
@@ -200,6 +209,66 @@ def test_what_a_clusters_file_has_no_room_for_fails_at_once(scene: Scene) -> Non
     assert scene.state(job) == "failed"
 
 
+def test_the_time_without_room_is_counted_from_when_the_room_went(scene: Scene) -> None:
+    """A job that its user's limit kept waiting while there was room failed at once when a node went."""
+    scene.ray.workers = {"a": {"CPU": 1.0}}
+    job = scene.add("big", user="ada", bundles=FOUR_CPUS)
+    scene.tick()
+    assert scene.store.job(job).no_room_since is not None
+    scene.store.set_limit("ada", 0)
+    scene.ray.workers["b"] = {"CPU": 4.0}
+    scene.tick()
+    assert (scene.store.job(job).no_room_since, scene.store.job(job).reason) == (None, "")
+    scene.clock.now += 10 * POLICY.room_within_s
+    scene.tick()
+    del scene.ray.workers["b"]
+    scene.clock.now += POLICY.room_within_s
+    scene.store.set_limit("ada", None)
+    scene.tick()
+    assert (scene.state(job), scene.ray.asked) == ("queued", [])
+
+
+class SlowClock(Clock):
+    """Each look at it takes a second, of which there are not many."""
+
+    def __call__(self) -> float:
+        self.now += 1
+        assert self.now < 1_000_300, "this never ends"
+        return self.now
+
+
+@pytest.mark.parametrize(("jobs", "kinds"), [(40, 40), (2000, 1)])
+def test_a_tick_ends_however_many_jobs_have_no_room(tmp_path: Path, jobs: int, kinds: int) -> None:
+    """Those that were held back first were looked at again before the last had been looked at once."""
+    with Store(tmp_path) as store:
+        bundles = [Bundles(1, {"CPU": 2.0 + i % kinds}) for i in range(jobs)]
+        store.add([NewJob(f"job{i}", "true", bundles=each) for i, each in enumerate(bundles)], 0.0)
+        dispatcher = Dispatcher(store, SimulatedRay(workers={"a": {"CPU": 1.0}}), POLICY, clock=SlowClock())
+        assert dispatcher.start()
+        dispatcher.tick()
+        assert {job.state for job in store.jobs() if job.no_room_since is not None} == {"queued"}
+        assert len({job.not_before for job in store.jobs()}) == 1
+        dispatcher.tick()
+
+
+def test_what_a_clusters_file_does_not_name_the_cloud_may_have(tmp_path: Path) -> None:
+    """Ray lays a type's resources over what the cloud says of it: here a GPU and the memory."""
+    file = tmp_path / "cluster.yaml"
+    file.write_text(
+        "head_node_type: head\navailable_node_types:\n"
+        "  head: {resources: {CPU: 0, GPU: 0}, max_workers: 0}\n"
+        "  gpu: {resources: {CPU: 8}, max_workers: 4}\n"
+    )
+    room = Room.from_json(room_of_cluster_file(file).to_json())
+    assert shortage(Bundles(4, {"CPU": 8.0, "GPU": 1.0}), room) == ""
+    assert "4 nodes have room" not in shortage(Bundles(5, {"CPU": 8.0, "GPU": 1.0}), room)
+    assert shortage(Bundles(1, {"CPU": 9.0}), room) == "needs 9 CPU in bundles of 9, and the largest node has 8"
+    file.write_text(file.read_text().replace("{CPU: 8}", "{CPU: 8, GPU: 0}"))
+    assert shortage(Bundles(1, {"GPU": 1.0}), room_of_cluster_file(file)).endswith("the largest node has 0")
+    file.write_text(file.read_text().replace("resources: {CPU: 8, GPU: 0}, ", ""))
+    assert shortage(Bundles(4, {"CPU": 64.0, "GPU": 8.0}), room_of_cluster_file(file)) == ""
+
+
 def test_pausing_starts_nothing_and_stops_nothing(scene: Scene) -> None:
     scene.ray.slots = 2
     scene.add("a")
@@ -263,6 +332,24 @@ def test_a_job_without_progress_is_stopped_with_its_reason_and_tried_again(scene
     assert (scene.state(job), scene.ray.running) == ("running", [scene.store.attempts(job)[1].submission_id])
 
 
+@pytest.mark.parametrize("fault", ["down", "kill"])
+def test_a_job_that_hangs_is_told_to_stop_until_it_has(scene: Scene, fault: str) -> None:
+    """That it was told was noted before it was: when that request was lost, nobody ever told it again."""
+    job = scene.add("train", stalled_after=100.0, retries=1)
+    scene.tick()
+    (first,) = scene.ray.running
+    scene.ray.faults = {"stop": fault}
+    with contextlib.suppress(RayUnreachable, Killed):
+        scene.tick(200)
+    assert not scene.ray.faults
+    scene.clock.now += POLICY.lease_s
+    scene.dispatcher.stop()
+    scene.start()
+    scene.tick(40)
+    assert scene.store.attempts(job)[0].outcome.startswith("no progress for 100 s")
+    assert scene.ray.running == [scene.store.attempts(job)[1].submission_id] != [first]
+
+
 def test_a_dispatcher_that_was_away_for_long_does_not_take_that_for_a_standstill(scene: Scene) -> None:
     job = scene.add("train", stalled_after=100.0)
     scene.tick(2)
@@ -299,6 +386,17 @@ def test_a_job_that_was_taken_away_is_tried_again_later_and_later_and_then_lost(
     assert scene.state(job) == "lost"
     assert scene.store.job(job).reason.endswith("(attempt 3, the last)")
     assert [a.number for a in scene.store.attempts(job)] == [1, 2, 3]
+
+
+def test_a_pause_has_an_end_however_often_a_job_has_failed(scene: Scene) -> None:
+    job = scene.add("train", retries=5000)
+    with sqlite3.connect(scene.store.folder / "queue.sqlite") as db:
+        db.execute("UPDATE jobs SET failures = 2000")
+    db.close()
+    scene.tick()
+    scene.ray.finish(scene.ray.running[0], 70)
+    scene.tick()
+    assert scene.store.job(job).not_before == scene.clock() - 1 + POLICY.longest_backoff_s
 
 
 def test_what_ray_will_never_take_fails_with_rays_words(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,6 +518,16 @@ def test_a_job_that_ray_says_runs_on_a_node_that_is_gone_is_started_anew(scene: 
     assert scene.ray.running == [scene.store.attempts(job)[1].submission_id]
 
 
+def test_a_look_for_what_should_not_run_that_fails_is_not_due_again_at_once(scene: Scene) -> None:
+    scene.ray.faults = {"list": "down"}
+    with pytest.raises(RayUnreachable):
+        scene.tick()
+    scene.ray.faults = {"list": "down"}
+    scene.tick(int(POLICY.sweep_every_s))
+    with pytest.raises(RayUnreachable):
+        scene.tick()
+
+
 def test_there_is_one_dispatcher_and_one_that_slept_too_long_changes_nothing(scene: Scene) -> None:
     sleeper = scene.dispatcher
     assert not Dispatcher(scene.store, scene.ray, POLICY, clock=scene.clock).start()
@@ -474,6 +582,108 @@ def test_the_dispatchers_loop_ends_when_nothing_is_left_and_logs_are_found(tmp_p
     assert "was here" in "".join(jobqueue.logs("a", folder, follow=True, connect=connect, every_s=0.01))
 
 
+class FullDisk(logging.Handler):
+    """No file grows, until somebody says that they are trying again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        self.said: list[str] = []
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, self.before[1]))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
+        self.said.append(record.getMessage())
+
+
+def test_a_dispatcher_goes_on_after_a_disk_that_was_full(tmp_path: Path) -> None:
+    full: list[FullDisk] = []
+
+    class FillsTheDisk(SimulatedRay):
+        def submit(self, submission_id: str, *what: Any) -> None:
+            super().submit(submission_id, *what)
+            self.progress()
+            self.finish(submission_id, 0)
+            full.append(FullDisk())
+            logging.getLogger("cluster.jobqueue").addHandler(full[0])
+
+    with Store(tmp_path) as store:
+        store.add([NewJob("a", "true")], time.time())
+    try:
+        ray = FillsTheDisk()
+        jobqueue.dispatch("http://127.0.0.1:1", tmp_path, until_idle=True, every_s=0.01, connect=lambda _: ray)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, full[0].before)
+        logging.getLogger("cluster.jobqueue").removeHandler(full[0])
+    assert full[0].said == [f"{tmp_path}: disk I/O error; trying again"]
+    assert (jobqueue.show("a", tmp_path)["state"], len(ray.asked)) == ("succeeded", 1)
+
+
+def test_a_change_that_finds_the_disk_full_is_undone_and_says_so(tmp_path: Path) -> None:
+    """SQLite had undone it by itself, and what was said was that there was nothing to undo."""
+    with Store(tmp_path) as store:
+        full = FullDisk()
+        try:
+            with pytest.raises(sqlite3.OperationalError, match="disk"):
+                store.note("a", "x" * 10**7)
+        finally:
+            full.emit(logging.makeLogRecord({}))
+        store.note("b", "y")
+        assert (store.setting("a"), store.setting("b")) == ("", "y")
+
+
+ANY_MOMENT = """
+import signal, sys
+from cluster.jobqueue import dispatch
+from tests.cluster.simulated_ray import SimulatedRay
+
+for moment in range(60):
+    lines = 0
+
+    def trace(frame, event, _):
+        global lines
+        if not frame.f_code.co_filename.endswith(("jobqueue.py", "threading.py")):
+            return None
+        lines += event == "line" and frame.f_code.co_name in ("dispatch", "wait", "_wait", "__enter__", "__exit__")
+        if event == "line" and lines == moment + 20:
+            sys.settrace(None)
+            signal.raise_signal(signal.SIGTERM)
+        return trace
+
+    sys.settrace(trace)
+    dispatch("http://127.0.0.1:1", sys.argv[1], every_s=0.001, connect=lambda _: SimulatedRay())
+    sys.settrace(None)
+print("ended each time")
+"""
+
+
+def test_a_signal_ends_the_dispatcher_at_whatever_step_it_comes(tmp_path: Path) -> None:
+    """One that came while the lock of an Event was held waited for that lock for ever."""
+    command = [sys.executable, "-c", ANY_MOMENT, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.stdout == "ended each time\n", done.stderr
+
+
+@pytest.mark.parametrize("holder", ["{host}:{pid}:7", "{host}:{pid}", "{host}:{parent}:7", "{host}:4194304:7"])
+def test_a_dispatcher_whose_number_another_process_has_now_is_dead(tmp_path: Path, holder: str) -> None:
+    """In a container the first process always has the same number."""
+    name = holder.format(host=socket.gethostname(), pid=os.getpid(), parent=os.getppid())
+    with Store(tmp_path) as store:
+        assert store.take_lease(name, time.time(), 240)
+    jobqueue.dispatch("http://127.0.0.1:1", tmp_path, until_idle=True, connect=lambda _: SimulatedRay())
+
+
+@pytest.mark.parametrize("holder", ["elsewhere:7:7", "{host}:{parent}", "{host}:{parent}:{started}"])
+def test_a_dispatcher_that_may_be_alive_keeps_its_queue(tmp_path: Path, holder: str) -> None:
+    parent = processes.find(os.getppid())
+    assert parent is not None
+    with Store(tmp_path) as store:
+        name = holder.format(host=socket.gethostname(), parent=parent.pid, started=parent.started)
+        assert store.take_lease(name, time.time(), 240)
+    with pytest.raises(QueueError, match="there is one at a time"):
+        jobqueue.dispatch("http://127.0.0.1:1", tmp_path, until_idle=True, connect=lambda _: SimulatedRay())
+
+
 def test_another_ray_is_not_given_the_jobs_that_run_on_the_first(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         store.add([NewJob("a", "true")], time.time())
@@ -520,6 +730,35 @@ def test_packages_that_no_job_needs_any_more_are_removed_and_new_ones_never(scen
     scene.clock.now += POLICY.keep_packages_s
     scene.tick()
     assert sorted(packages.iterdir()) == sorted([files["waiting"], files["young"]])
+
+
+@pytest.mark.parametrize("stored", ["{}/real/queue/packages/a.zip", "{}/link/queue/packages/a.zip", "a.zip"])
+def test_a_package_is_found_and_kept_by_whatever_name_the_queues_folder_was_given(tmp_path: Path, stored: str) -> None:
+    """Jobs of versions before hold whole paths, of a folder that a dispatcher may have been given by another name."""
+    (tmp_path / "real" / "queue" / "packages").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    package = tmp_path / "real" / "queue" / "packages" / "a.zip"
+    package.write_bytes(b"zip")
+    os.utime(package, (1e9, 1e9))
+    with Store(tmp_path / "link" / ".." / "link" / "queue") as client:
+        client.add([NewJob("a", "true", package=stored.format(tmp_path))], 0.0)
+        client.set_paused(True)
+    scene = Scene(tmp_path / "real" / "queue")
+    scene.tick()
+    assert package.exists()
+    assert scene.store.package(scene.store.job(1)) == str(package)
+    scene.store.close()
+
+
+def test_who_opens_a_new_queue_waits_for_another_that_makes_it(tmp_path: Path) -> None:
+    """SQLite itself does not wait where two change a file to another kind of journal."""
+    other = sqlite3.connect(tmp_path / "queue.sqlite", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    done = threading.Timer(0.2, other.execute, ["COMMIT"])
+    done.start()
+    Store(tmp_path).close()
+    done.join()
+    other.close()
 
 
 def test_a_queue_of_the_version_before_goes_on_in_this_one(tmp_path: Path) -> None:

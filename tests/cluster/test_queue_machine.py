@@ -59,6 +59,7 @@ class QueueAndRay(RuleBasedStateMachine):
         self.stores: list[Store] = [self.client]
         self.stops_wanted: set[int] = set()
         self.names = 0
+        self.hung: set[str] = set()
         self.start_dispatcher()
         return multiple(*self.client.add([self.job(0, 0, 1, 1), self.job(0, 1, 1, 1), self.job(1, 0, 0, 2)], 0.0))
 
@@ -140,7 +141,7 @@ class QueueAndRay(RuleBasedStateMachine):
         self.tick({})
         if goes_on:
             self.ray.progress()
-        for submission_id, exit_code in zip(self.ray.running, exit_codes, strict=False):
+        for submission_id, exit_code in zip(self.able_to_end, exit_codes, strict=False):
             self.ray.finish(submission_id, exit_code)
         self.clock.now += seconds
 
@@ -212,10 +213,25 @@ class QueueAndRay(RuleBasedStateMachine):
     def ray_goes_on(self) -> None:
         self.ray.progress()
 
-    @precondition(lambda self: self.ray.running)
+    @property
+    def able_to_end(self) -> list[str]:
+        return [submission_id for submission_id in self.ray.running if submission_id not in self.hung]
+
+    @precondition(lambda self: self.able_to_end)
     @rule(data=st.data(), exit_code=EXIT_CODES)
     def a_process_ends(self, data: st.DataObject, exit_code: int) -> None:
-        self.ray.finish(data.draw(st.sampled_from(self.ray.running)), exit_code)
+        self.ray.finish(data.draw(st.sampled_from(self.able_to_end)), exit_code)
+
+    @rule(target=jobs, fault=st.sampled_from(["down", "lost", "kill", "killed after"]), retries=st.integers(0, 2))
+    def a_process_hangs_and_asking_it_to_stop_fails(self, fault: str, retries: int) -> object:
+        """One that is looked after: nobody else would ever end it."""
+        job = self.client.add([self.job(2, 1, retries, 0, 90.0)], self.clock())[0]
+        for _ in range(5):
+            self.tick({"stop": fault})
+            self.ray.progress()
+            self.hung |= {submission_id for submission_id in self.ray.running if job_of(submission_id) == job}
+            self.clock.now += 61
+        return job
 
     @precondition(lambda self: self.ray.running)
     @rule(data=st.data(), by_somebody=st.booleans())
@@ -289,7 +305,7 @@ class QueueAndRay(RuleBasedStateMachine):
             self.ray.progress()
             self.no_job_runs_twice_at_once()
             self.what_runs_has_what_it_comes_after()
-            for submission_id in self.ray.running:
+            for submission_id in self.able_to_end:
                 self.ray.finish(submission_id, 0)
         ends = [self.client.job(job) for job in left]
         for store in self.stores:

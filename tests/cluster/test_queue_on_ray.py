@@ -58,11 +58,20 @@ dispatch(address, folder, until_idle=True, every_s=0.3, connect=DiesOnceRayHasIt
 
 ASK = """
 import json, sys
+from cluster.errors import RayUnreachable
 from cluster.jobqueue import logs
 from cluster.ray_jobs import RayJobs
-jobs = RayJobs(sys.argv[1]).list()
-details = [json.loads(d.json()) for d in RayJobs(sys.argv[1])._client.list_jobs() if d.submission_id]
-print(json.dumps({"ids": list(jobs), "details": details, "log": "".join(logs(1, sys.argv[2], follow=True))}))
+ray = RayJobs(sys.argv[1])
+jobs = ray.list()
+details = [json.loads(d.json()) for d in ray._client.list_jobs() if d.submission_id]
+(node,) = ray.nodes().ids
+marks = [ray.mark(job, node) for job in (*jobs, "not-there-yet")]
+try:
+    ray.mark(next(iter(jobs)), "0" * len(node))
+except RayUnreachable as error:
+    marks.append(str(error))
+log = "".join(logs(1, sys.argv[2], follow=True))
+print(json.dumps({"ids": list(jobs), "details": details, "log": log, "marks": marks}))
 """
 
 
@@ -156,6 +165,8 @@ def test_two_jobs_go_through_a_real_ray_and_a_dispatcher_killed_on_the_way(head:
     answer = json.loads(asked.stdout)
     assert sorted(answer["ids"]) == sorted(job["attempts"][0]["submission_id"] for job in (simulate, infer))
     assert "suite" in answer["log"]
+    *there, not_yet, node_away = answer["marks"]
+    assert (all(there), not_yet, "status code 500" in node_away) == (True, "", True), answer["marks"]
     assert {job["metadata"]["name"] for job in answer["details"]} == {"simulate", "infer"}
     everything = [done.stdout, done.stderr, asked.stdout, asked.stderr]
     everything += [file.read_bytes().decode(errors="replace") for file in folder.glob("queue.sqlite*")]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
 import shlex
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,14 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from cluster.checks.kubernetes import manifest_faults
 from cluster.checks.versions import read_versions
 from cluster.errors import SubmitError
 from cluster.rayjob import TEMPLATE, kubernetes_name, submit_rayjobs
 from library.config import to_yaml
+from stillgrain import app
 from workloads.run import read_config
 
 JOB = yaml.safe_load(TEMPLATE.read_text())
@@ -141,13 +146,13 @@ def test_what_would_not_run_there_is_refused_here(
         manifests(working_dir, *words, **settings)
 
 
-def test_what_is_applied_is_what_a_dry_run_prints_and_the_package_goes_first(
+def test_what_is_created_is_what_a_dry_run_prints_and_the_package_goes_first(
     working_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = tmp_path / "given.yaml"
     kubectl = tmp_path / "bin" / "kubectl"
     kubectl.parent.mkdir()
-    kubectl.write_text(f'#!/bin/sh\n[ -e {tmp_path}/uploaded ] && [ "$*" = "apply -f -" ] && cat > {given}\n')
+    kubectl.write_text(f'#!/bin/sh\n[ -e {tmp_path}/uploaded ] && [ "$*" = "create -f -" ] && cat > {given}\n')
     kubectl.chmod(0o755)
     monkeypatch.setenv("PATH", f"{kubectl.parent}:/usr/bin:/bin")
     uris = []
@@ -156,12 +161,76 @@ def test_what_is_applied_is_what_a_dry_run_prints_and_the_package_goes_first(
         uris.append(uri)
         (tmp_path / "uploaded").write_bytes(file.read_bytes())
 
-    applied = manifests(working_dir, dry_run=False, upload=upload)
-    assert list(yaml.safe_load_all(given.read_text())) == applied == manifests(working_dir)
-    assert yaml.safe_load(applied[0]["spec"]["runtimeEnvYAML"]) == {"working_dir": uris[0]}
+    created = manifests(working_dir, dry_run=False, upload=upload)
+    assert list(yaml.safe_load_all(given.read_text())) == created == manifests(working_dir)
+    assert yaml.safe_load(created[0]["spec"]["runtimeEnvYAML"]) == {"working_dir": uris[0]}
     kubectl.write_text("#!/bin/sh\necho 'error: no such cluster' >&2; exit 1\n")
-    with pytest.raises(SubmitError, match="kubectl apply: error: no such cluster"):
+    with pytest.raises(SubmitError, match="kubectl create: error: no such cluster"):
         manifests(working_dir, dry_run=False, upload=upload)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SubmitError, match="kubectl is not installed here"):
         manifests(working_dir, dry_run=False, upload=upload)
+
+
+KUBERNETES = """#!/bin/sh
+# `kubectl` of a cluster that keeps names in a folder: `apply` of one that is there is a success that starts nothing.
+status=0
+for name in $(sed -n 's/^  name: //p'); do
+  if [ ! -e {jobs}/$name ]; then echo "rayjob.ray.io/$name created"; touch {jobs}/$name
+  elif [ "$1" = apply ]; then echo "rayjob.ray.io/$name unchanged"
+  else
+    echo "Error from server (AlreadyExists): rayjobs.ray.io \\"$name\\" already exists" >&2
+    status=1
+  fi
+done
+exit $status
+"""
+
+
+@pytest.fixture
+def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the jobs that it has."""
+    jobs, kubectl = tmp_path / "jobs", tmp_path / "bin" / "kubectl"
+    jobs.mkdir()
+    kubectl.parent.mkdir()
+    kubectl.write_text(KUBERNETES.format(jobs=jobs))
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{kubectl.parent}:/usr/bin:/bin")
+    return jobs
+
+
+def test_a_name_that_kubernetes_has_is_refused_with_the_remedy(working_dir: Path, kubernetes: Path) -> None:
+    """`kubectl apply` of a job that had ended said `unchanged`, and nothing ran."""
+    manifests(working_dir, dry_run=False)
+    with pytest.raises(SubmitError, match=r"has a RayJob some-run already.* --namespace stillgrain some-run$"):
+        manifests(working_dir, dry_run=False)
+    (kubernetes / "some-run-lr-1e-3").touch()
+    with pytest.raises(SubmitError, match=r"a RayJob some-run-lr-1e-3 already.*; submitted: some-run-lr-3e-3$"):
+        manifests(working_dir, dry_run=False, grid=["optim.lr=1e-3,3e-3"])
+    assert (kubernetes / "some-run-lr-3e-3").exists()
+
+
+def test_a_package_is_there_whole_or_not_at_all_and_is_sent_once(
+    working_dir: Path, kubernetes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = tmp_path / "packages"
+    command = ["submit", str(working_dir / "train.yaml"), "--backend=kuberay", f"--packages={packages}"]
+    command += [f"--working-dir={working_dir}"]
+    replace = os.replace
+
+    def fail_there(source: Path, target: Path) -> None:
+        if Path(target).parent == packages:
+            raise OSError(errno.ENOSPC, "the disk is full")
+        replace(source, target)
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "replace", fail_there)
+        assert CliRunner().invoke(app, command).exit_code != 0
+    assert list(packages.iterdir()) == list(kubernetes.iterdir()) == []
+    assert CliRunner().invoke(app, command).exit_code == 0
+    (package,) = packages.iterdir()
+    with zipfile.ZipFile(package) as archive:
+        assert archive.read("train.yaml") == (working_dir / "train.yaml").read_bytes()
+    before = package.stat()
+    assert CliRunner().invoke(app, [*command, "--name=another"]).exit_code == 0
+    assert (package.stat().st_ino, package.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)

@@ -8,10 +8,13 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from cluster import jobqueue, package
 from cluster.errors import QueueError, SubmitError
@@ -20,8 +23,9 @@ from cluster.prepare import declared_bundles, declared_resources, entrypoint, gr
 from cluster.ray_jobs import RayJobs, check_address
 from cluster.room import Bundles, Room
 from cluster.store import Store
-from cluster.submit import submit
+from cluster.submit import STALLED_AFTER_S, submit
 from library.config import to_yaml
+from stillgrain import app
 from workloads.run import read_config
 
 
@@ -100,6 +104,28 @@ def test_the_same_files_are_the_same_zip_whenever_they_are_packed(working_dir: P
     assert zipfile.ZipFile(first).read("scenes/one.png") == b"picture"
     (working_dir / "scenes" / "one.png").write_bytes(b"other")
     assert pack(contents(working_dir), tmp_path / "a").name != first.name
+
+
+def test_a_zip_holds_what_its_name_says_whoever_edits_meanwhile(
+    working_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that was edited between two readings was packed as edited, under the name of what it had been."""
+    note = working_dir / "note.py"
+    note.write_text("lr = 1")
+    read = Path.read_bytes
+
+    def read_and_edit(path: Path) -> bytes:
+        content = read(path)
+        if path == note:
+            note.write_text("lr = 2")
+        return content
+
+    with monkeypatch.context() as editing:
+        editing.setattr(Path, "read_bytes", read_and_edit)
+        pack(contents(working_dir), tmp_path)
+    for content in ("lr = 1", "lr = 2"):
+        note.write_text(content)
+        assert zipfile.ZipFile(pack(contents(working_dir), tmp_path)).read("note.py").decode() == content
 
 
 def test_too_much_is_refused_with_the_names_of_the_biggest(working_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,6 +364,85 @@ def test_a_ray_that_is_not_there_is_said_so_whatever_the_environment_says() -> N
     done = subprocess.run([sys.executable, "-c", script], cwd=root, env=environment, capture_output=True, text=True)
     assert "RayUnreachable: http://127.0.0.1:9: ConnectionError" in done.stderr
     assert "5" * 64 not in done.stderr
+
+
+ASK = """
+import sys
+from cluster.errors import RayUnreachable
+from cluster.ray_jobs import RayJobs
+jobs = RayJobs(sys.argv[1])
+print([jobs.nodes().grows for _ in range(3)])
+for _ in range(5):
+    try:
+        print(repr(jobs.mark("stillgrain-1-1", "head")))
+    except RayUnreachable as error:
+        print(error)
+"""
+
+
+def test_what_ray_cannot_say_yet_is_neither_no_autoscaler_nor_a_log_that_stands_still() -> None:
+    """In a process of its own, as above. The answers are such as Ray 2.60 gives."""
+    nodes = [{"raylet": {"state": "ALIVE", "nodeId": "head", "resourcesTotal": {"CPU": 1.0}}}]
+    report = {"autoscalerReport": {"activeNodes": {"gpu": 1}}}
+    answers: dict[str, list[tuple[int, object]]] = {
+        "/api/version": [(200, {"version": "4", "ray_version": "2.60.0", "ray_commit": "0"})] * 9,
+        "/nodes": [(200, {"data": {"summary": nodes}})] * 3,
+        "/api/cluster_status": [(200, {"data": {"clusterStatus": status}}) for status in (None, report, None)],
+        "/api/v0/logs/file": [
+            (500, "A file is not found at: /tmp/ray/session_latest/logs/job-driver-stillgrain-1-1.log"),
+            (500, "Agent for node id: head doesn't exist."),
+            (429, "Max number of in-progress requests=100 reached."),
+            (200, ""),
+            (200, "step 1"),
+        ],
+    }
+
+    class Ray(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, answer = answers[self.path.partition("?")[0]].pop(0)
+            body = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Ray) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            address = f"http://127.0.0.1:{server.server_address[1]}"
+            done = subprocess.run(
+                [sys.executable, "-c", ASK, address],
+                cwd=Path(package.__file__).parents[1],
+                env={**os.environ, "RAY_AUTH_TOKEN": "5" * 64},
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+        finally:
+            server.shutdown()
+            thread.join()
+    unreachable = f"{address}: RuntimeError: status code"
+    assert done.stdout.splitlines() == [
+        "[False, True, True]",
+        "''",
+        f"{unreachable} 500: Agent for node id: head doesn't exist.",
+        f"{unreachable} 429: Max number of in-progress requests=100 reached.",
+        "''",
+        "'step 1'",
+    ], done.stderr
+
+
+def test_no_time_without_progress_is_refused_and_not_taken_for_a_day(working_dir: Path) -> None:
+    config = str(working_dir / "configs" / "simulate.yaml")
+    words = ["submit", config, "--working-dir", str(working_dir), "--queue", str(working_dir.parent / "queue")]
+    refused = CliRunner().invoke(app, [*words, "--stalled-after", "0"])
+    assert isinstance(refused.exception, SubmitError)
+    assert str(refused.exception).startswith("stalled-after: 0 s is no time")
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert jobqueue.show(1, working_dir.parent / "queue")["stalled_after"] == STALLED_AFTER_S
 
 
 def test_only_its_owner_reads_a_queue_and_it_is_all_json(working_dir: Path) -> None:
