@@ -116,6 +116,11 @@ class Config(Frozen):
             raise ValueError(
                 "scheduler is pbt, which needs searcher.kind=random and no grids: it changes what is drawn"
             )
+        if isinstance(self.scheduler, Pbt) and (models := [key for key in self.space if key.startswith("model.")]):
+            raise ValueError(
+                f"scheduler is pbt, where trials take over each other's weights, but {' and '.join(models)} makes "
+                "other networks: leave it out of the space, or leave out scheduler"
+            )
         if self.scheduler is not None and (first := next(iter(self.metrics))) in COSTS:
             raise ValueError(
                 f"metrics: {first} comes first, by which no scheduler can decide: name one of val/ before it"

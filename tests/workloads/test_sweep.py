@@ -310,6 +310,10 @@ def test_a_trial_whose_values_do_not_go_together_fails_alone(scenes: Path, tmp_p
             r"a trial needs 9 workers x 1 CPU, and the cluster has 4 CPU: lower",
         ),
         (
+            {"space": {"model.width": {"integer": [4, 8]}}, "scheduler": {"kind": "pbt", "interval_steps": 2}},
+            r"pbt, where trials take over each other's weights, but model\.width makes other networks",
+        ),
+        (
             {"changes": {"scaling.workers": 2}, "scheduler": {"kind": "pbt", "interval_steps": 2}},
             r"pbt, whose trials are of one worker each, but scaling\.workers is 2",
         ),

@@ -149,13 +149,13 @@ class Plan:
             if trial.after is not None and self.ledger.status(trial.after) == "running":
                 waits = True
                 continue
-            self._judge(trial)
-            if trial.status == "failed":
-                self.ledger.save()
-            elif self.population is not None and self.population.has_arrived(trial):
+            if self.population is not None and self.population.has_arrived(trial):
                 waits = True
-            else:
+                continue
+            self._judge(trial)
+            if trial.status == "running":
                 return trial
+            self.ledger.save()
         for index in self.missing():
             trial = self.begin(index)
             if trial is None:
