@@ -15,6 +15,7 @@ Every message says what is wrong, where, and what to do. Faults of our own are `
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from upath import UPath
 
@@ -28,16 +29,23 @@ class ConfigError(StillgrainError, ValueError):
 
 
 class _FileError(StillgrainError):
-    """An error about one file: `path`, `reason`, and both in the message."""
+    """An error about one file: `path`, `reason`, and both in the message.
 
-    def __init__(self, path: str | Path | UPath, reason: str) -> None:
+    lasting  the bytes are at fault, so that they would meet it again wherever and whenever they are read. False for
+             what the machine did: a process killed from outside, and all that the system answers when a file is opened
+             or read. Of that ENOENT and EACCES hold until somebody mends them, EIO, ESTALE and ENOMEM may pass by
+             themselves; none of them says anything about the bytes. Told of raws only
+    """
+
+    def __init__(self, path: str | Path | UPath, reason: str, *, lasting: bool = True) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = str(path)
         self.reason = reason
+        self.lasting = lasting
 
-    def __reduce__(self) -> tuple[type[_FileError], tuple[str, str]]:
-        # Exceptions cross process boundaries by their constructor's arguments.
-        return type(self), (self.path, self.reason)
+    def __reduce__(self) -> tuple[type[_FileError], tuple[str, str], dict[str, Any]]:
+        # Exceptions cross process boundaries by their constructor's arguments, and what else they hold.
+        return type(self), (self.path, self.reason), self.__dict__
 
 
 class RawFileError(_FileError):

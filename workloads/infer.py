@@ -22,7 +22,7 @@ from pydantic import Field, field_validator, model_validator
 from library.bundle import Bundle
 from library.codec_bundle import CodecBundle, load_any
 from library.config import Frozen, Location, to_yaml
-from library.errors import ConfigError, DataError, ImageFileError, RawFileError
+from library.errors import ConfigError, DataError
 from library.files.dng import Compression
 from library.files.isolate import read_raw_isolated
 from library.files.noise_profile import NoiseProfiles, read_noise_profiles
@@ -186,7 +186,8 @@ class Config(Frozen):
 def run(config: Config) -> Summary:
     """Make what is not done yet; returns what it came to. Running it again goes on, or does nothing.
 
-    raises  BundleError, ConfigError, DataError before any file is touched
+    raises  BundleError, ConfigError, DataError before any file is touched; ConfigError too when the bundle is replaced
+            while actors load it; DataError for a disk that takes nothing more
     """
     start = time.monotonic()
     output = Path(config.output)
@@ -205,7 +206,7 @@ def run(config: Config) -> Summary:
         try:
             archive.run(
                 jobs,
-                _with_actors(config, summary),
+                _with_actors(config, product, summary),
                 force=config.force,
                 retry_failed=config.retry_failed,
                 verify=config.verify,
@@ -263,7 +264,7 @@ def product_of(config: Config, bundle_digest: str) -> Product:
     return Product(bundle_digest, {**rate, "strength": config.strength})
 
 
-def _with_actors(config: Config, summary: Summary) -> MakeAll:
+def _with_actors(config: Config, product: Product, summary: Summary) -> MakeAll:
     def make_all(
         jobs: Iterator[Job], total: int, staging: Path
     ) -> Generator[tuple[Job, Result, Status, float], None, None]:
@@ -272,7 +273,7 @@ def _with_actors(config: Config, summary: Summary) -> MakeAll:
         with ray_session():
             outcomes = run_pool(
                 Maker,
-                (config.model_dump(mode="json"), str(staging)),
+                (config.model_dump(mode="json"), product, str(staging)),
                 chain([first], jobs),
                 num_workers=config.scaling.workers,
                 num_cpus=config.scaling.cpus_per_worker,
@@ -292,6 +293,19 @@ def _with_actors(config: Config, summary: Summary) -> MakeAll:
     return make_all
 
 
+def _replaced(config: Config, bundle_digest: str, product: Product) -> ConfigError:
+    remedy = (
+        "run again, and what is there is made anew with it; or put the old one back first, and the same command goes on"
+    )
+    if bundle_digest == product.bundle_digest:
+        return ConfigError(f"noise_profile: {config.noise_profile} was replaced while the run went on: {remedy}")
+    now, before = bundle_digest[:12], product.bundle_digest[:12]
+    return ConfigError(
+        f"bundle: {config.bundle} was replaced while the run went on (it is sha256:{now} now, and was "
+        f"sha256:{before}): {remedy}"
+    )
+
+
 _SHARE_OF_PICTURES = 0.375
 """Of an actor's memory, for the pictures in its hands; a larger one goes through alone. The rest is the network's, and
 one decoded raw's."""
@@ -306,23 +320,21 @@ def _memory_of(scaling: ActorScaling) -> int:
 
 
 class Maker:
-    """What an actor holds: the bundle, verified on its own machine and device before the first file."""
+    """What an actor holds: the bundle, verified on its own machine and device before the first file.
 
-    def __init__(self, config: dict[str, Any], staging: str) -> None:
+    product  what the run books its outputs as
+    raises   ConfigError where the bundle, or the noise profile, has become another since the run began
+    """
+
+    def __init__(self, config: dict[str, Any], product: Product, staging: str) -> None:
         settings = Config.model_validate(config)
         torch.set_num_threads(settings.scaling.cpus_per_worker)
         device = "cuda" if settings.scaling.gpus_per_worker else "cpu"
         bundle = _load(settings)
 
         def read(path: Path) -> RawImage:
-            limits, start = settings.decoding, time.monotonic()
-            try:
-                return read_raw_isolated(path, memory_bytes=int(limits.memory_gb * 2**30), seconds=limits.seconds)
-            except RawFileError as error:
-                if time.monotonic() - start < limits.seconds:
-                    raise
-                # Perhaps the machine's fault and not the file's: the next run tries it again.
-                raise ImageFileError(error.path, error.reason) from None
+            limits = settings.decoding
+            return read_raw_isolated(path, memory_bytes=int(limits.memory_gb * 2**30), seconds=limits.seconds)
 
         if isinstance(bundle, CodecBundle):
             engine = CodecEngine(bundle, device=device)
@@ -342,6 +354,8 @@ class Maker:
                 memory=int((1 - _SHARE_OF_PICTURES) * _memory_of(settings.scaling)),
             )
             self.make = denoising(engine, read=read, encoding=settings.encoding)
+        if product_of(settings, bundle.digest) != product:  # asked when all of it is read
+            raise _replaced(settings, bundle.digest, product)
         self.staging = Path(staging)
         self.lanes = Lanes(_SHARE_OF_PICTURES * _memory_of(settings.scaling))
 

@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any, Generic, Literal, TypeVar
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from library.errors import StillgrainError
 from library.memory import KEEP_FREED
@@ -29,7 +29,8 @@ T = TypeVar("T")
 Status = Literal["done", "failed", "quarantined"]
 
 MAX_NODE_LOSSES = 5
-"""Times an item may go down with its node, through no fault of its own, before such a loss costs it an attempt."""
+"""Times an item may go down with its node, through no fault of its own, before such a loss costs it an attempt; and
+workers in a row that are loading, before it counts as a death of theirs."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,9 @@ def run_pool(
         options["max_concurrency"] = items_per_worker
     actor_class: Any = ray.remote(_Worker)
 
-    def start_worker() -> tuple[Any, ray.ObjectRef]:
+    def start_worker() -> tuple[_Unloaded, ray.ObjectRef]:
         actor = actor_class.options(**options).remote()
-        return actor, actor.load.remote(worker_class, worker_args)
+        return _Unloaded(actor, actor.node_id.remote(), _living_nodes()), actor.load.remote(worker_class, worker_args)
 
     pool = _Pool(iter(items), start_worker, num_workers, time_limit_s, max_attempts, items_per_worker)
     try:
@@ -122,10 +123,12 @@ class _Reply:
 class _Worker:
     """Lives in the actor's process."""
 
-    def load(self, worker_class: type, worker_args: tuple[Any, ...]) -> str:
-        """Not `__init__`, where Ray would bury the exception in the actor's death. Returns the id of the node."""
-        self.worker = worker_class(*worker_args)
+    def node_id(self) -> str:
         return ray.get_runtime_context().get_node_id()
+
+    def load(self, worker_class: type, worker_args: tuple[Any, ...]) -> None:
+        """Not `__init__`, where Ray would bury the exception in the actor's death."""
+        self.worker = worker_class(*worker_args)
 
     def process(self, item: Any) -> _Reply:
         """Errors travel as text, because not every exception survives pickling."""
@@ -150,6 +153,19 @@ class _Job(Generic[T]):
     attempts: int = 0
     node_losses: int = 0
     is_suspect: bool = False
+
+
+@dataclass(frozen=True)
+class _Unloaded:
+    """A worker that is not ready yet.
+
+    node_id  of where it is, which it tells before it loads
+    nodes    that were alive when it was asked for
+    """
+
+    actor: Any
+    node_id: ray.ObjectRef
+    nodes: set[str]
 
 
 @dataclass(eq=False)
@@ -180,16 +196,17 @@ class _Pool(Generic[T]):
     """Every live worker is in `loading`, or has a reference in `running`, whose arrival ends an attempt."""
 
     source: Iterator[T]
-    start_worker: Callable[[], tuple[Any, ray.ObjectRef]]
+    start_worker: Callable[[], tuple[_Unloaded, ray.ObjectRef]]
     num_workers: int
     time_limit_s: float
     max_attempts: int
     items_per_worker: int
     waiting: deque[_Job[T]] = field(default_factory=deque)
-    loading: dict[ray.ObjectRef, Any] = field(default_factory=dict)
+    loading: dict[ray.ObjectRef, _Unloaded] = field(default_factory=dict)
     running: dict[ray.ObjectRef, _Attempt[T]] = field(default_factory=dict)
     outcomes: list[Outcome[T]] = field(default_factory=list)
     deaths_while_loading: int = 0
+    node_losses_while_loading: int = 0
 
     @property
     def has_work(self) -> bool:
@@ -203,8 +220,8 @@ class _Pool(Generic[T]):
         while len(self.loading) + len(self._hands) < self.num_workers:
             if len(self.waiting) <= len(self.loading) and not self._read_one():
                 return  # Every item that is left has a worker on its way.
-            actor, loaded = self.start_worker()
-            self.loading[loaded] = actor
+            unloaded, loaded = self.start_worker()
+            self.loading[loaded] = unloaded
 
     def step(self) -> None:
         """Wait for an arrival or a deadline, and deal with all that came about."""
@@ -225,8 +242,8 @@ class _Pool(Generic[T]):
                 self._on_reply(ref)
 
     def kill_workers(self) -> None:
-        for actor in [*self.loading.values(), *(hand.actor for hand in self._hands)]:
-            ray.kill(actor)
+        for worker in [*self.loading.values(), *self._hands]:
+            ray.kill(worker.actor)
 
     @property
     def _hands(self) -> set[_Hand]:
@@ -250,14 +267,18 @@ class _Pool(Generic[T]):
         if not hand.num_items:
             ray.kill(hand.actor)
 
-    def _on_loaded(self, ref: ray.ObjectRef, actor: Any) -> None:
+    def _on_loaded(self, ref: ray.ObjectRef, worker: _Unloaded) -> None:
         try:
-            node_id = ray.get(ref)
+            ray.get(ref)
+            node_id = ray.get(worker.node_id)
         except RayTaskError as error:
-            ray.kill(actor)
+            ray.kill(worker.actor)
             raise error.cause from (None if isinstance(error.cause, StillgrainError) else error)
-        except RayActorError as error:
-            ray.kill(actor)
+        except (RayActorError, OutOfMemoryError) as error:  # the latter of Ray's memory monitor
+            ray.kill(worker.actor)
+            if self.node_losses_while_loading < MAX_NODE_LOSSES and _went_with_its_node(worker, error):
+                self.node_losses_while_loading += 1
+                return
             self.deaths_while_loading += 1
             if self.deaths_while_loading >= self.max_attempts * self.num_workers:
                 raise StillgrainError(
@@ -265,15 +286,15 @@ class _Pool(Generic[T]):
                     f"the worker's log in Ray's session folder. The last one: {_cause_of_death(error)}"
                 ) from None
         else:
-            self.deaths_while_loading = 0
-            self._assign(_Hand(actor, node_id))
+            self.deaths_while_loading = self.node_losses_while_loading = 0
+            self._assign(_Hand(worker.actor, node_id))
 
     def _on_reply(self, ref: ray.ObjectRef) -> None:
         hand = self.running[ref].hand
         try:
             reply = ray.get(ref)
         except RayError as error:
-            if isinstance(error, ActorUnavailableError) or not _is_alive(hand.node_id):
+            if isinstance(error, ActorUnavailableError) or hand.node_id not in _living_nodes():
                 self._lose_node(hand, error)
             else:
                 self._bury(hand, f"its worker died: {_cause_of_death(error)}", None)
@@ -336,8 +357,18 @@ class _Pool(Generic[T]):
             self.waiting.append(job)
 
 
-def _is_alive(node_id: str) -> bool:
-    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+def _went_with_its_node(worker: _Unloaded, error: RayError) -> bool:
+    if isinstance(error, ActorUnavailableError):
+        return True
+    try:
+        return ray.get(worker.node_id, timeout=0) not in _living_nodes()
+    except RayError:
+        # It never ran, as on a node that was told to stop; nobody says on which.
+        return not worker.nodes <= _living_nodes()
+
+
+def _living_nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def _cause_of_death(error: RayError) -> str:

@@ -8,6 +8,7 @@ a decoder led astray could put into its answer is ever unpickled. Works on POSIX
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
 import math
@@ -52,7 +53,8 @@ def read_raw_isolated(path: str | Path, *, memory_bytes: int = MEMORY_BYTES, sec
     memory_bytes  that decoding may allocate beyond what the child has when it begins
     seconds       of the clock that decoding may take
     raises        RawFileError as `read_raw`, and when the decoder crashes, takes too long or too much memory. A child
-                  that does not survive a file, but has read others, is not believed: a fresh one tries again
+                  that does not survive a file, but has read others, is not believed: a fresh one tries again.
+                  StillgrainError where no child can be started
     """
     return _reader_of_this_thread().read_raw(path, memory_bytes=memory_bytes, seconds=seconds)
 
@@ -132,11 +134,12 @@ class IsolatedReader:
             if answer is not None and "fields" in answer:
                 return answer["fields"]
             if answer is not None and "refused" in answer:
-                raise error(path, answer["refused"])
+                raise error(path, answer["refused"], lasting=answer["lasting"])
             self.close()
             # What an earlier file did to the child's memory must not count against this one.
             if fresh or fault.final:
-                raise error(path, _what_happened(answer, fault, memory_bytes, seconds))
+                reason = _what_happened(answer, fault, memory_bytes, seconds)
+                raise error(path, reason, lasting=not (fault.final or fault.from_outside))
 
 
 _Kind = Literal["raw", "image", "linear_dng"]
@@ -157,6 +160,11 @@ class _Fault(NamedTuple):
         """Whether a fresh child would only spend the same time again."""
         return self.late or self.exit_code == -signal.SIGALRM
 
+    @property
+    def from_outside(self) -> bool:
+        """Whether somebody ended it, as the kernel does when memory runs out; no decoder does that to itself."""
+        return self.exit_code in {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
+
 
 def _what_happened(answer: dict[str, Any] | None, fault: _Fault, memory_bytes: int, seconds: float) -> str:
     if answer is not None and "memory" in answer:
@@ -173,7 +181,7 @@ def _what_happened(answer: dict[str, Any] | None, fault: _Fault, memory_bytes: i
         )
     code = fault.exit_code or 0
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    if code == -signal.SIGKILL:
+    if fault.from_outside:
         return f"had its decoder killed ({how}), perhaps for want of memory on this machine: try it alone"
     return f"makes its decoder crash ({how}): it is damaged; copy it again from the card or the backup"
 
@@ -183,19 +191,15 @@ def _what_happened(answer: dict[str, Any] | None, fault: _Fault, memory_bytes: i
 
 class _Child:
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-                start_new_session=True,  # Ctrl-C is the parent's; the child ends when nobody is left to ask it
-            )
-        self._socket, self._process = ours, process
-        self.stop = weakref.finalize(self, _end, process, ours)
+        try:
+            self._process, self._socket = _start()
+        except OSError as error:
+            wanting = _WANTING.get(error.errno or 0)
+            remedy = f"there is too little of {wanting}: give fewer workers" if wanting else "see to what it names"
+            raise StillgrainError(
+                f"the process that reads files cannot be started ({error.strerror or error}): {remedy}, and try again"
+            ) from error
+        self.stop = weakref.finalize(self, _end, self._process, self._socket)
         self._wait_until_it_is_ready()
 
     @property
@@ -261,6 +265,34 @@ class _Child:
             view = view[count:]
 
 
+_WANTING = {
+    errno.ENOMEM: "memory on this machine",
+    errno.EAGAIN: "the processes that one may have (ulimit -u)",
+    errno.EMFILE: "the files that a process may open (ulimit -n)",
+    errno.ENFILE: "the files that this machine can open",
+}
+
+
+def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A child, and our end of what leads to it. Raises OSError."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", __name__, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                start_new_session=True,  # Ctrl-C is the parent's; the child ends when nobody is left to ask it
+            )
+        except OSError:
+            ours.close()
+            raise
+    return process, ours
+
+
 def _end(process: subprocess.Popen[bytes], sock: socket.socket) -> None:
     sock.close()
     process.kill()
@@ -315,7 +347,9 @@ def _answer(read: Callable[[str], Any], request: Mapping[str, Any], arrays: list
             image = read(request["path"])
         return {"fields": {field.name: _packed(getattr(image, field.name), arrays) for field in fields(image)}}
     except (RawFileError, ImageFileError) as error:
-        return {"memory": True} if isinstance(error.__cause__, _WANT_OF_MEMORY) else {"refused": error.reason}
+        if isinstance(error.__cause__, _WANT_OF_MEMORY):
+            return {"memory": True}
+        return {"refused": error.reason, "lasting": error.lasting}
     except MemoryError:
         return {"memory": True}
     except Exception as error:

@@ -204,16 +204,22 @@ def _bytes_of(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise RawFileError(path, "does not exist: check the path") from error
+        raise RawFileError(path, "does not exist: check the path", lasting=False) from error
     except OSError as error:
-        raise RawFileError(path, f"cannot be read ({error.strerror}): check its permissions and the disk") from error
+        reason = f"cannot be read ({error.strerror}): check its permissions and the disk"
+        raise RawFileError(path, reason, lasting=False) from error
     if not data:
         raise RawFileError(path, "is empty (0 bytes): copy it again from the card or the backup")
     return data
 
 
 def _read_headless(path: Path, data: bytes) -> RawImage:
-    sidecar, mosaic = headless.read_sidecar(path, data)
+    try:
+        sidecar, mosaic = headless.read_sidecar(path, data)
+    except OSError as error:
+        place = headless.sidecar_path(path).name
+        reason = f"its description {place} cannot be read ({error.strerror}): check its permissions and the disk"
+        raise RawFileError(path, reason, lasting=False) from error
     white_balance = sidecar.as_shot_white_balance
     return RawImage(
         path=str(path),

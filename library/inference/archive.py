@@ -10,7 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,14 @@ from library.files.isolate import read_raw_isolated
 from library.files.raw import read_raw
 from library.inference.archive_events import Events
 from library.inference.archive_inputs import RawFile, find_raws, named_raws, printable
-from library.inference.archive_names import ArchiveFormat, Job, facts_of_file, mirrored, templated
+from library.inference.archive_names import (
+    ArchiveFormat,
+    Job,
+    facts_of_file,
+    mirrored,
+    refuse_names_that_differ_in_case_only,
+    templated,
+)
 from library.inference.archive_places import description_of, fetch, is_uri, status_of
 from library.inference.archive_samples import Samples, named
 from library.inference.archive_work import (
@@ -34,6 +41,7 @@ from library.inference.archive_work import (
     digest_of,
     fresh_staging,
     has_room,
+    ignores_case,
     link_or_copy,
     look_at,
     make_outputs,
@@ -174,11 +182,15 @@ class Archive:
         self._lasting: dict[str, str] = {}
         """Reasons of failures that the same bytes would meet again, by keys."""
         self._twins: list[Job] = []
+        self._alone: set[str] = set()
+        """Raws that what was made of their bytes could not be given to: they are made themselves, or fail so."""
         self._refused: list[tuple[Job, str]] = []
         """What cannot be tried, and why."""
         self._verify = False
         self._paths_by_key: dict[str, str] = {}
         """Outputs of this and of earlier runs, which may be gone or hold something else by now."""
+        self._retouched: list[tuple[str, int]] = []
+        """Outputs that are as they were recorded, but for their time of change, and that."""
         self._samples = Samples(self.folder, product.bundle_digest)
 
     def run(
@@ -192,15 +204,20 @@ class Archive:
     ) -> None:
         """Make what is not done; see `plan`. Every outcome is in the ledger when this returns.
 
-        raises  DataError for a disk that takes nothing more, or nothing at all
+        raises  DataError for a disk that takes nothing more, or nothing at all; ConfigError for outputs whose names its
+                file system takes for one
         """
         start = time.monotonic()
-        todo = self.plan(jobs, force=force, retry_failed=retry_failed, verify=verify)
-        num_failed = len(self._refused) + self.summary.remembered
-        self.events.say("run", files=self.summary.skipped + len(todo) + num_failed, todo=len(todo))
-        for job, reason in self._refused:
-            self._fail(job, reason)
+        jobs = list(jobs)
         try:
+            # A fresh staging folder shuts out workers of a dead run, before they replace what is found to be done here.
+            if self._ignores_case():
+                refuse_names_that_differ_in_case_only(jobs)
+            todo = self.plan(jobs, force=force, retry_failed=retry_failed, verify=verify)
+            num_failed = len(self._refused) + self.summary.remembered
+            self.events.say("run", files=self.summary.skipped + len(todo) + num_failed, todo=len(todo))
+            for job, reason in self._refused:
+                self._fail(job, reason)
             while todo:
                 staging = self._staging()
                 self._twins = []
@@ -221,8 +238,17 @@ class Archive:
         self.events.say("end", done=s.done, skipped=s.skipped, failed=len(s.failures), seconds=seconds)
 
     def _staging(self) -> Path:
-        try:
+        with self._writing():
             return fresh_staging(self.folder)
+
+    def _ignores_case(self) -> bool:
+        with self._writing():
+            return ignores_case(fresh_staging(self.folder))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise DataError(
                 f"{self.folder}: cannot be written ({error.strerror}): make room, or choose another output folder"
@@ -243,7 +269,6 @@ class Archive:
         verify        read every output, and make anew what is not what was recorded
         """
         todo, touched = [], []
-        wanted: set[str] = set()
         self._verify = verify
         for path, row in self._rows.items() if not force else ():
             if row.key is not None and row.status == "done":
@@ -251,7 +276,6 @@ class Archive:
             elif row.key is not None and row.status == "failed" and not retry_failed:
                 self._lasting[row.key] = row.error or ""
         for job in jobs:
-            wanted.update(self._relative(path) for path in job.outputs.values())
             if job.problem is not None:
                 self._refused.append((job, job.problem))
                 continue
@@ -273,10 +297,13 @@ class Archive:
             else:
                 todo.append(replace(job, outputs=missing))
         self.ledger.remember(touched)
-        # Of raws that vanished before anybody came to them.
-        stale = self._claims - self._rows.keys() - wanted
+        self.ledger.retouch(self._retouched)
+        # Of raws that failed, or vanished before anybody came to them.
+        is_done = {path for path, row in self._rows.items() if row.status == "done"}
+        claimed = {self._relative(path) for job in todo for path in job.outputs.values()}
+        stale = self._claims - is_done - claimed
         self.ledger.disclaim(path for path in stale if not os.path.exists(f"{self.folder}/{path}"))
-        self.ledger.claim(self._relative(path) for job in todo for path in job.outputs.values())
+        self.ledger.claim(claimed)
         return todo
 
     def _known(self, job: Job) -> Known | None:
@@ -311,13 +338,25 @@ class Archive:
         return missing
 
     def _is_whole(self, path: str, key: str) -> bool:
-        row = self._rows.get(self._relative(path))
+        """Whether a file is the output of a key. It is read only where its time of change is another than its row's,
+        as after a kill between a renaming and its row, or when asked to verify."""
+        name = self._relative(path)
+        row = self._rows.get(name)
         if row is None or row.status != "done" or row.key != key:
             return False
         try:
-            return os.stat(path).st_size == row.size and (not self._verify or digest_of(path) == row.sha256)
+            status = os.stat(path)
+            is_as_recorded = (status.st_size, status.st_mtime_ns) == (row.size, row.mtime_ns)
+            if is_as_recorded and not self._verify:
+                return True
+            if status.st_size != row.size or digest_of(path) != row.sha256:
+                return False
         except OSError:
             return False
+        if not is_as_recorded:
+            self._rows[name] = row._replace(mtime_ns=status.st_mtime_ns)
+            self._retouched.append((name, status.st_mtime_ns))
+        return True
 
     def _failed_before(self, job: Job, missing: Mapping[ArchiveFormat, str]) -> str | None:
         """Why the same bytes would fail again, None if that is not known."""
@@ -361,10 +400,15 @@ class Archive:
         self.summary.peak_bytes = max(self.summary.peak_bytes, result.peak_bytes)
         entries = [self._entry(job, f, result, status, seconds) for f in job.outputs]
         for e in entries:
-            self._rows[e.output_path] = OutputRow(e.key, e.status, e.output_size, e.output_sha256, e.error)
+            self._rows[e.output_path] = OutputRow(
+                e.key, e.status, e.output_size, e.output_mtime_ns, e.output_sha256, e.error
+            )
         error = result.error
+        facts = self._facts_of(job, known) if known is not None else {}
+        missing = [e.output_path for e in entries if e.status != "done"]
+        vacant = [path for path in missing if not os.path.lexists(f"{self.folder}/{path}")]
         try:
-            self.ledger.record(*entries, known=self._facts_of(job, known) if known is not None else {})
+            self.ledger.record(*entries, known=facts, vacant=vacant)
         except DataError as problem:
             # The disk is full: what is not in the ledger is made again. The next file may be small enough.
             error = error or f"{job.raw}: was done, but {problem}"
@@ -438,7 +482,7 @@ class Archive:
             if self.link is not None and may_be_twin:
                 try:
                     likes = seen.setdefault((job.size or 0, probe_of(job.raw)), [])
-                    if self._is_twin(job, likes, digests, to_make):
+                    if job.raw not in self._alone and self._is_twin(job, likes, digests, to_make):
                         continue
                     likes.append(job.raw)
                 except (OSError, RawFileError):
@@ -468,12 +512,14 @@ class Archive:
         return key in self._made or key in self._lasting
 
     def _settle_twin(self, job: Job, staging: Path) -> bool:
-        """Give a job the outputs, or the failure, of another raw with its bytes. False if that has neither."""
+        """Give a job the outputs, or the failure, of another raw with its bytes. False if that has neither; and if they
+        cannot be given to it, which then is made alone: a second time it would end the same."""
         assert job.sha256 is not None
         keys = {f: self.product.key(job.sha256, f) for f in job.outputs}
         reason = next((self._lasting[key] for key in keys.values() if key in self._lasting), None)
         if reason is None and not all(key in self._made for key in keys.values()):
             return False
+        self._alone.add(job.raw)
         try:
             known = look_at(job.raw)
         except RawFileError as error:
@@ -492,6 +538,7 @@ class Archive:
             for output_format, target in job.outputs.items():
                 source = self._made[keys[output_format]]
                 if not self._is_whole(source, keys[output_format]):
+                    del self._made[keys[output_format]]
                     return False
                 outputs[output_format] = link_or_copy(source, target, staging, link=bool(self.link))
         except OSError:
@@ -508,19 +555,27 @@ class Archive:
                 if os.path.exists(target):
                     theirs, ours, copied = status_of(source), os.stat(target), self._inputs.get(target)
                     same = (ours.st_size, ours.st_mtime_ns) == (theirs.size, theirs.mtime_ns)
+                    if same and copied is None:  # a run was killed before it could say that this copy is its own
+                        self._remember_sidecar(target, ours)
                     if same or copied is None or (copied.size, copied.mtime_ns) != (ours.st_size, ours.st_mtime_ns):
                         continue
                 os.makedirs(os.path.dirname(target), exist_ok=True)
                 aside = self.folder / ".stillgrain" / "sidecar.tmp"
+                aside.unlink(missing_ok=True)  # of a run that was killed; the copy of a read-only file is read-only
                 fetch(source, aside)
+                with open(aside, "rb") as file:
+                    os.fsync(file.fileno())
                 os.replace(aside, target)
                 ours = os.stat(target)
             except OSError as error:
                 self.summary.failures[source] = f"{source}: cannot be copied to {target} ({error.strerror or error})"
                 continue
-            self._inputs[target] = Known(ours.st_size, ours.st_mtime_ns)
-            with suppress(DataError):  # a full disk: then the copy counts as somebody else's
-                self.ledger.remember([(target, self._inputs[target])])
+            self._remember_sidecar(target, ours)
+
+    def _remember_sidecar(self, target: str, ours: os.stat_result) -> None:
+        self._inputs[target] = Known(ours.st_size, ours.st_mtime_ns)
+        with suppress(DataError):  # a full disk: then the copy counts as somebody else's
+            self.ledger.remember([(target, self._inputs[target])])
 
     def _relative(self, path: str) -> str:
         return path[self._prefix :]

@@ -95,7 +95,8 @@ def _raws_of(given: str, output: str) -> Iterator[RawFile]:
             base = os.path.dirname(base)
         for match in sorted(glob.iglob(given, recursive=True)):
             if os.path.isdir(match):
-                if "**" not in given:  # which names every folder's files itself
+                # `**` names every folder's files itself; and an earlier run may have made the output folder.
+                if "**" not in given and _folder_id(match) != _folder_id(output):
                     yield from _search(match, base, output)
             elif Path(match).suffix.lower() in RAW_SUFFIXES and not _is_below(match, output):
                 yield _named(match, base)

@@ -6,7 +6,7 @@ import os
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -141,6 +141,22 @@ def facts_of_file(path: str) -> dict[str, str]:
     return {field: facts.get(field) or "unknown" for field in FACTS}
 
 
+def refuse_names_that_differ_in_case_only(jobs: Iterable[Job]) -> None:
+    """For an output folder whose file system takes `A.dng` and `a.dng` for one. Raises ConfigError."""
+    owners: dict[str, str] = {}
+    for job in jobs:
+        for target in job.outputs.values():
+            if (owner := owners.setdefault(target.casefold(), job.raw)) != job.raw:
+                raise _collision(owner, job.raw, f"{target}, whose file system tells no capitals from small letters")
+
+
+def _collision(owner: str, other: str, target: str) -> ConfigError:
+    return ConfigError(
+        f"{owner} and {other} would both be written to {target}: give them different output folders, or a name such as "
+        "'{root}/{folder}/{stem}.{suffix}.{ext}'"
+    )
+
+
 def _jobs(
     raws: Sequence[RawFile],
     output: Path,
@@ -156,10 +172,7 @@ def _jobs(
         for output_format in formats if raw.problem is None else ():
             target = f"{folder}/{name_of(raw, output_format)}"
             if (owner := owners.setdefault(target, raw.path)) != raw.path:
-                raise ConfigError(
-                    f"{owner} and {raw.path} would both be written to {target}: give them different output folders, or "
-                    "a name such as '{root}/{folder}/{stem}.{suffix}.{ext}'"
-                )
+                raise _collision(owner, raw.path, target)
             if target in outputs.values():
                 raise ConfigError(
                     f"formats: {', '.join(formats)} would write the same file names; run them into different folders"

@@ -77,7 +77,7 @@ def archive_status(folder: str | Path) -> ArchiveStatus:
     return ArchiveStatus(
         folder=str(folder),
         **counts,
-        waiting=len(claims) - len(rows),
+        waiting=len(claims - {row.output_path for row in rows}),
         num_raws=len(done),
         input_bytes=sum(row.input_size or 0 for row in done.values()),
         output_bytes=sum(row.output_size or 0 for row in rows if row.status == "done"),

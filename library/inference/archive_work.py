@@ -167,7 +167,7 @@ def _make_outputs(job: Job, make: Make, staging: Path, lanes: Lanes | None) -> R
             placed: dict[ArchiveFormat, Output] = {}
             return run("write", lambda: _write(job, made, known, staged, descriptor, placed))
     except (RawFileError, ConfigError) as error:
-        if before is None:
+        if before is None or (isinstance(error, RawFileError) and not error.lasting):
             return Result({}, None, str(error))
         try:
             after = look_at(job.raw)
@@ -176,7 +176,8 @@ def _make_outputs(job: Job, make: Make, staging: Path, lanes: Lanes | None) -> R
             return Result({}, None, str(gone))
         return Result({}, after, str(error), True) if same else Result({}, None, str(_changed(job.raw)))
     except StillgrainError as error:
-        return Result({}, known, str(error))
+        names_a_file = isinstance(error, ImageFileError)
+        return Result({}, known, str(error) if names_a_file else f"{job.raw}: {error}")
     except OSError as error:
         return _unwritten(next(iter(job.outputs.values())), error, {}, known)
     except (MemoryError, RuntimeError) as error:
@@ -206,8 +207,8 @@ def _named_anew(path: str, read: Callable[[], RawImage]) -> RawImage:
     """What is read of a copy speaks of the original."""
     try:
         return read()
-    except (RawFileError, ImageFileError) as error:
-        raise (type(error)(path, error.reason) if is_uri(path) else error) from None
+    except RawFileError as error:
+        raise (RawFileError(path, error.reason, lasting=error.lasting) if is_uri(path) else error) from None
 
 
 def _write(
@@ -306,6 +307,12 @@ def has_room(staging: Path) -> bool:
             probe.unlink()
 
 
+def ignores_case(staging: Path) -> bool:
+    """Whether the file system of the outputs takes `A.dng` and `a.dng` for one name. Raises OSError."""
+    (staging / "case").touch()
+    return (staging / "CASE").exists()
+
+
 def clear_staging(output: Path) -> None:
     """Remove what is half written, with the folders of runs that are over."""
     shutil.rmtree(output / ".stillgrain" / "staging", ignore_errors=True)
@@ -351,13 +358,13 @@ def _status_of(path: str) -> Status:
 
 def _unreadable(path: str, error: OSError) -> RawFileError:
     if isinstance(error, FileNotFoundError):
-        return RawFileError(path, "does not exist: check the path")
+        return RawFileError(path, "does not exist: check the path", lasting=False)
     where = "its store and your access to it" if is_uri(path) else "its permissions and the disk"
-    return RawFileError(path, f"cannot be read ({error.strerror or error}): check {where}")
+    return RawFileError(path, f"cannot be read ({error.strerror or error}): check {where}", lasting=False)
 
 
 def _changed(path: str | Path) -> RawFileError:
-    return RawFileError(path, "changed while it was read: run again when whoever writes it is done")
+    return RawFileError(path, "changed while it was read: run again when whoever writes it is done", lasting=False)
 
 
 def _unwritten(target: str, error: OSError, placed: dict[ArchiveFormat, Output], known: Known | None) -> Result:

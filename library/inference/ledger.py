@@ -145,6 +145,7 @@ class OutputRow(NamedTuple):
     key: str | None
     status: Status
     size: int | None
+    mtime_ns: int | None
     sha256: str | None
     error: str | None
 
@@ -196,9 +197,14 @@ class Ledger:
             ledger._check_schema()
             yield ledger
 
-    def record(self, *entries: Entry, known: Mapping[str, Known] = MappingProxyType({})) -> None:
+    def record(
+        self, *entries: Entry, known: Mapping[str, Known] = MappingProxyType({}), vacant: Iterable[str] = ()
+    ) -> None:
         """Write the rows of some outputs, replacing older ones, and what is known of their raw, by path. All of it is
-        on the disk on return, or none."""
+        on the disk on return, or none.
+
+        vacant  paths of outputs that were not made, and where no file lies: what comes to lie there is somebody else's
+        """
         with self._transaction():
             for entry in entries:
                 row = asdict(entry) | {"key": entry.key, "parameters": _canonical_json(entry.parameters)}
@@ -206,6 +212,7 @@ class Ledger:
                 self._execute(f"INSERT OR REPLACE INTO outputs ({names}) VALUES ({places})", row)
             for path, facts in known.items():
                 self._remember(path, facts)
+            self._disclaim(vacant)
 
     def remember(self, inputs: Iterable[tuple[str, Known]]) -> None:
         """Keep what was found out about raws, by their paths."""
@@ -231,14 +238,24 @@ class Ledger:
     def disclaim(self, output_paths: Iterable[str]) -> None:
         """Take back what was said of paths that nothing was written to, and nothing is going to be."""
         with self._transaction():
-            for path in output_paths:
-                self._execute("DELETE FROM claims WHERE output_path = ?", (path,))
+            self._disclaim(output_paths)
+
+    def _disclaim(self, output_paths: Iterable[str]) -> None:
+        for path in output_paths:
+            self._execute("DELETE FROM claims WHERE output_path = ?", (path,))
 
     def claims(self) -> set[str]:
         """Every path that a run has written or was going to: what lies there was made here."""
-        return {
-            path for (path,) in self._execute("SELECT output_path FROM claims UNION SELECT output_path FROM outputs")
-        }
+        rows = self._execute(
+            "SELECT output_path FROM claims UNION SELECT output_path FROM outputs WHERE status = 'done'"
+        )
+        return {path for (path,) in rows}
+
+    def retouch(self, mtimes_ns: Iterable[tuple[str, int]]) -> None:
+        """Note new times of change of outputs whose content is still what was recorded."""
+        with self._transaction():
+            for path, mtime_ns in mtimes_ns:
+                self._execute("UPDATE outputs SET output_mtime_ns = ? WHERE output_path = ?", (mtime_ns, path))
 
     def rows(self) -> Iterator[Entry]:
         """All rows as they are now, by the path of the output."""
@@ -251,7 +268,8 @@ class Ledger:
     def keys(self) -> dict[str, OutputRow]:
         """The key and the state of every output, by its path: what it takes to see what is done, a hundred times as
         quick as `rows`."""
-        rows = self._execute("SELECT output_path, key, status, output_size, output_sha256, error FROM outputs")
+        columns = "output_path, key, status, output_size, output_mtime_ns, output_sha256, error"
+        rows = self._execute(f"SELECT {columns} FROM outputs")
         for row in rows:
             self._check_inside(row[0])
         return {row[0]: OutputRow(*row[1:]) for row in rows}

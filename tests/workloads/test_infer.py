@@ -205,13 +205,31 @@ def test_a_file_that_was_not_decoded_in_time_is_not_given_up_for_good(small_bund
     for seconds in (1e-4, 60.0):
         config = validate(infer.Config, {**places, "decoding": {"seconds": seconds}}, "test")
         (tmp_path / "staging").mkdir(exist_ok=True)
-        maker = infer.Maker(config.model_dump(mode="json"), str(tmp_path / "staging"))
+        product = infer.product_of(config, load_bundle(small_bundle).digest)
+        maker = infer.Maker(config.model_dump(mode="json"), product, str(tmp_path / "staging"))
         for job in jobs_of([raws], tmp_path / "out", ["dng"]):
             results[seconds, Path(job.raw).name] = maker.process(job)
     late, damaged = results[1e-4, "a.dng"], results[60.0, "bad.dng"]
     assert "was not decoded within" in (late.error or "")
     assert (late.lasting, damaged.lasting) == (False, True)
     assert results[60.0, "a.dng"].outputs.keys() == {"dng"}
+
+
+def test_an_actor_that_finds_another_bundle_than_the_run_began_with_stops_it(
+    small_bundle: Path, tmp_path: Path
+) -> None:
+    """A training publishes its best so far at the same place: what actors make of it is not the old one's."""
+    write_noise_profiles(tmp_path / "noise.json", noise_profiles(1e-3))
+    places = {"raws": "/raws", "output": str(tmp_path), "bundle": str(small_bundle)}
+    config = validate(infer.Config, {**places, "noise_profile": str(tmp_path / "noise.json")}, "test")
+    old = infer.product_of(config, "d" * 64)
+    with pytest.raises(ConfigError, match=r"bundle: .* was replaced .*, and was sha256:dddddddddddd\): run again"):
+        infer.Maker(config.model_dump(mode="json"), old, str(tmp_path))
+    product = infer.product_of(config, load_bundle(small_bundle).digest)
+    infer.Maker(config.model_dump(mode="json"), product, str(tmp_path))
+    write_noise_profiles(tmp_path / "noise.json", noise_profiles(2e-3))
+    with pytest.raises(ConfigError, match=r"noise_profile: .*noise\.json was replaced"):
+        infer.Maker(config.model_dump(mode="json"), product, str(tmp_path))
 
 
 @pytest.mark.slow
@@ -229,12 +247,14 @@ def test_an_archive_is_encoded_as_single_files_are(
     assert run(archive, codec, output, **settings).skipped == 2
 
 
+def noise_profiles(a: float) -> NoiseProfiles:
+    iso = IsoProfile(iso=100, a=a, b=1e-6, a_error=0.01, num_files=1)
+    return NoiseProfiles(cameras=(CameraProfile(make="A", model="B", profiles=(iso,)),))
+
+
 def test_what_changes_an_output_is_new_work_and_what_does_not_is_none(tmp_path: Path) -> None:
     def profile(a: float) -> str:
-        iso = IsoProfile(iso=100, a=a, b=1e-6, a_error=0.01, num_files=1)
-        write_noise_profiles(
-            tmp_path / f"{a}.json", NoiseProfiles(cameras=(CameraProfile(make="A", model="B", profiles=(iso,)),))
-        )
+        write_noise_profiles(tmp_path / f"{a}.json", noise_profiles(a))
         return str(tmp_path / f"{a}.json")
 
     def product(**changes: object) -> Product:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -195,32 +196,65 @@ def test_a_worker_killed_from_outside_costs_only_its_current_item_an_attempt(tmp
     assert {item: o.attempts for item, o in outcomes.items()} == {1: 1, "victim": 2, 2: 1, 3: 1, 4: 1}
 
 
-@pytest.mark.slow
-def test_a_node_that_goes_down_costs_its_item_no_attempt(tmp_path: Path, ray_cluster: str):
-    """The only node with a (logical) GPU is told to stop, as a spot instance is, and another joins later."""
-    ray_command = str(Path(sys.executable).with_name("ray"))
-    nodes = []
+class VictimWhileLoading(Victim):
+    def __init__(self, pipe: Path, whom: Callable[[], int]) -> None:
+        super().__init__(pipe, whom)
+        super().process("victim")
 
-    def add_node() -> None:
-        start = [ray_command, "start", f"--address={ray_cluster}", "--num-cpus=0", "--num-gpus=1", "--block"]
-        nodes.append(subprocess.Popen(start, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+
+def start_node(address: str, **env: str) -> subprocess.Popen[bytes]:
+    """A node with two (logical) GPUs, which no other has."""
+    ray_command = str(Path(sys.executable).with_name("ray"))
+    start = [ray_command, "start", f"--address={address}", "--num-cpus=0", "--num-gpus=2", "--block"]
+    return subprocess.Popen(start, env=os.environ | env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_a_node_that_goes_down_costs_its_item_no_attempt_and_is_no_death_while_loading(
+    tmp_path: Path, ray_cluster: str
+):
+    """The node of two pools is told to stop, as a spot instance is, and another joins later."""
+    nodes, loads = [start_node(ray_cluster)], threading.Event()
 
     def replace_node(raylet: int) -> None:
+        loads.wait()
         os.kill(raylet, signal.SIGTERM)
         nodes[0].kill()  # What is left of the node: the command that started it.
-        add_node()
+        nodes.append(start_node(ray_cluster))
 
-    killer = when_named(tmp_path / "pipe", replace_node)
-    add_node()
+    def outcomes(worker_class: type, pipe: str) -> list[Outcome]:
+        options = {"num_workers": 1, "num_cpus": 0, "num_gpus": 1, "max_attempts": 1}
+        return list(run(["victim"], worker_class, tmp_path / pipe, os.getppid, **options))
+
+    when_named(tmp_path / "loading", lambda raylet: loads.set())
+    killer = when_named(tmp_path / "processing", replace_node)
     try:
-        outcomes = list(run(["victim"], Victim, tmp_path / "pipe", os.getppid, num_cpus=0, num_gpus=1))
+        with ThreadPoolExecutor(2) as pools:
+            ended = list(pools.map(outcomes, [VictimWhileLoading, Victim], ["loading", "processing"]))
         killer.join()
     finally:
         for node in nodes:
             node.terminate()
             node.wait()
-    assert [(o.status, o.attempts) for o in outcomes] == [("done", 1)]
+    assert [[(o.status, o.attempts) for o in of_pool] for of_pool in ended] == [[("done", 1)]] * 2
     assert len(nodes) == 2
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_for_its_memory_while_loading_is_replaced_but_not_for_ever(ray_cluster: str):
+    """Ray's memory monitor says so with an error that is no RayActorError."""
+
+    class Loads:
+        def __init__(self) -> None:
+            hang()
+
+    node = start_node(ray_cluster, RAY_memory_usage_threshold="0.01", RAY_memory_monitor_refresh_ms="100")
+    try:
+        with pytest.raises(StillgrainError, match=r"2 workers in a row died while loading: .*low on memory"):
+            list(run([1], Loads, num_workers=1, num_cpus=0, num_gpus=1))
+    finally:
+        node.terminate()
+        node.wait()
 
 
 class Meets:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from library.errors import ImageFileError, RawFileError
+from library.errors import ImageFileError, RawFileError, StillgrainError
 from library.files.dng import write_cfa_dng
 from library.files.isolate import IsolatedReader, read_raw_isolated
 from library.files.metadata import ImageMetadata
@@ -95,14 +97,20 @@ def test_a_refusal_says_the_same_and_the_child_goes_on(reader: IsolatedReader, r
     (tmp_path / "cut.dng").write_bytes(raw_dng.read_bytes()[:9000])
     (tmp_path / "folder.dng").mkdir()
     (tmp_path / "text.dng").write_text("This is not a raw file.")
+    (tmp_path / "stumbles.dng").symlink_to("/proc/self/mem")  # whose first bytes are an EIO
+    (tmp_path / "headless.raw").write_bytes(bytes(8))
+    (tmp_path / "headless.raw.json").symlink_to("/proc/self/mem")
     reader.read_raw(raw_dng)
     child = reader.process_id
-    for name in ("empty.dng", "cut.dng", "folder.dng", "text.dng", "missing.dng"):
+    of_the_bytes = ("empty.dng", "cut.dng", "folder.dng", "text.dng")
+    for name in (*of_the_bytes, "missing.dng", "stumbles.dng", "headless.raw"):
         with pytest.raises(RawFileError) as here:
             read_raw(tmp_path / name)
         with pytest.raises(RawFileError) as there:
             reader.read_raw(tmp_path / name)
         assert str(there.value) == str(here.value)
+        assert there.value.lasting == here.value.lasting == (name in of_the_bytes)
+        assert pickle.loads(pickle.dumps(there.value)).lasting == there.value.lasting
     assert reader.process_id == child
 
 
@@ -135,11 +143,37 @@ def test_a_decoder_that_crashes_harms_its_file_only(raw_dng: Path, endless: Path
 
         saboteur = threading.Thread(target=crash_twice)
         saboteur.start()
-        with pytest.raises(RawFileError, match=r"endless\.dng: makes its decoder crash \(SIGSEGV\)"):
+        with pytest.raises(RawFileError, match=r"endless\.dng: makes its decoder crash \(SIGSEGV\)") as error:
             reader.read_raw(endless, seconds=60)
+        assert error.value.lasting
         saboteur.join()
         assert len(set(crashed)) == 2
         assert_the_same(reader.read_raw(raw_dng), read_raw(raw_dng))
+
+
+def test_a_decoder_that_the_machine_ends_or_has_no_room_for_is_not_the_files_fault(
+    raw_dng: Path, endless: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def end(reader: IsolatedReader) -> None:
+        writing = os.open(endless, os.O_WRONLY)  # returns when somebody has opened it to read
+        assert reader.process_id
+        os.kill(reader.process_id, signal.SIGTERM)
+        wait_until_gone(reader.process_id)
+        os.close(writing)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with IsolatedReader() as reader:
+        saboteur = threading.Thread(target=end, args=[reader])
+        saboteur.start()
+        with pytest.raises(RawFileError, match=r"endless\.dng: had its decoder killed \(SIGTERM\)") as error:
+            reader.read_raw(endless, seconds=60)
+        saboteur.join()
+        assert not error.value.lasting
+        monkeypatch.setattr(subprocess, "Popen", refuse)
+        with pytest.raises(StillgrainError, match="too little of memory on this machine: give fewer workers"):
+            reader.read_raw(raw_dng)
 
 
 def test_a_child_that_died_meanwhile_is_replaced(raw_dng: Path):

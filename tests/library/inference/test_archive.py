@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import os
 import random
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ import pytest
 import torch
 
 from library.bundle import load_bundle
+from library.errors import ConfigError
 from library.files.dng import write_cfa_dng
+from library.files.isolate import read_raw_isolated
 from library.files.metadata import ImageMetadata
 from library.files.raw import RawImage, read_raw
 from library.inference.archive import Archive, Product, Summary, jobs_of, one_after_another
@@ -32,6 +36,7 @@ from library.inference.archive_status import archive_status
 from library.inference.archive_work import Made, Make, Result, denoising
 from library.inference.engine import Engine
 from library.inference.ledger import Ledger, Status
+from library.inference.strength import Strength
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -86,6 +91,23 @@ def outputs(raws: Path) -> dict[str, str]:
     own = {folder / FILE, *(folder / ".stillgrain" / name for name in names)}
     paths = [path for path in folder.rglob("*") if path.is_file() and path not in own]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def run_and_kill_before_a_row(raws: Path, engine: Engine, output_format: ArchiveFormat) -> None:
+    """A kill between the renaming of the first output and its row in the ledger."""
+
+    class Killed(BaseException):
+        pass
+
+    class Deaf(Ledger):
+        def record(self, *entries: Any, **_: Any) -> None:
+            raise Killed
+
+    out = raws.with_name("out")
+    with Deaf.open(out) as ledger, Events.open(out) as events:
+        archive = Archive(ledger, Product.of_denoiser(engine), Summary(out), events)
+        with pytest.raises(Killed):
+            archive.run(jobs_of([raws], out, [output_format]), one_after_another(denoising(engine)))
 
 
 def change_unseen(path: Path, content: bytes) -> None:
@@ -165,6 +187,23 @@ def test_an_output_that_is_gone_or_cut_short_is_made_again_and_a_forged_one_when
     assert counts(run(raws, engine, verify=True)) == (0, 3, 0)
 
 
+def test_what_a_killed_run_has_replaced_is_made_again_and_a_touched_output_is_read_once(
+    raws: Path, engine: Engine, small_bundle: Path
+) -> None:
+    """Its row still tells of the file before, which had the same size."""
+    half = Engine(load_bundle(small_bundle), strength=Strength(0.5, 0.5))
+    out = raws.with_name("out")
+    assert counts(run(raws, engine, formats=("tiff",))) == (3, 0, 0)
+    made = outputs(raws)
+    run_and_kill_before_a_row(raws, half, "tiff")
+    assert {name for name, digest in outputs(raws).items() if digest != made[name]} == {"a.tiff"}
+    os.utime(out / "trip" / "b.tiff", (1, 1))
+    assert counts(run(raws, engine, formats=("tiff",))) == (1, 2, 0)
+    assert outputs(raws) == made
+    change_unseen(out / "trip" / "b.tiff", bytes((out / "trip" / "b.tiff").stat().st_size))
+    assert counts(run(raws, engine, formats=("tiff",))) == (0, 3, 0)  # it is known by its new time
+
+
 def test_force_makes_everything_anew(raws: Path, engine: Engine) -> None:
     run(raws, engine)
     before = {path: path.stat().st_ino for path in raws.with_name("out").rglob("*.dng")}
@@ -192,6 +231,63 @@ def test_a_raw_that_failed_by_its_own_fault_is_tried_again_when_it_changed_or_wh
     assert tried == ["bad.dng"]
     write_raw(raws / "bad.dng", seed=9)
     assert counts(run(raws, engine)) == (1, 3, 0)
+
+
+def test_what_the_machine_did_to_a_raw_is_not_remembered_as_its_own_fault(
+    raws: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_bytes = Path.read_bytes
+
+    def stumble(path: Path) -> bytes:
+        if path.name == "b.dng":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read_bytes(path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", refuse)
+        with ThreadPoolExecutor(1) as fresh:  # a thread that has no child yet
+            summary = fresh.submit(run, raws, engine, read=read_raw_isolated).result()
+    assert counts(summary) == (0, 0, 3)
+    assert all(f"{name}: the process that reads files cannot" in why for name, why in summary.failures.items())
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", stumble)
+        assert counts(run(raws, engine)) == (2, 0, 1)
+    assert counts(run(raws, engine)) == (1, 2, 0)
+
+
+def test_somebodys_own_file_is_not_overwritten_where_a_raw_had_failed(raws: Path, engine: Engine) -> None:
+    whole, mine = (raws / "a.dng").read_bytes(), raws.with_name("out") / "a.dng"
+    (raws / "a.dng").write_bytes(b"II*\0 cut off")
+    assert counts(run(raws, engine)) == (2, 0, 1)
+    mine.write_bytes(b"made by hand in another program")
+    (raws / "a.dng").write_bytes(whole)
+    summary = run(raws, engine)
+    assert "would overwrite" in summary.failures[str(raws / "a.dng")]
+    assert mine.read_bytes() == b"made by hand in another program"
+
+
+def test_outputs_that_differ_in_case_only_are_refused_where_the_disk_takes_them_for_one(
+    raws: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_raw(raws / "A.dng", seed=5)
+    stat = os.stat
+
+    def stat_by_any_case(path: Any, **options: Any) -> os.stat_result:
+        try:
+            return stat(path, **options)
+        except FileNotFoundError:
+            folder, name = os.path.split(path)
+            return stat(os.path.join(folder, name.lower()), **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stat_by_any_case)
+        with pytest.raises(ConfigError, match=r"raws/A\.dng and .*raws/a\.dng would both .* tells no capitals"):
+            run(raws, engine)
+    assert outputs(raws) == {}
+    assert counts(run(raws, engine)) == (4, 0, 0)
 
 
 # --- raws of equal bytes ----------------------------------------------------------------------------------------------
@@ -253,6 +349,43 @@ def test_a_raw_whose_twin_fails_is_tried_only_if_the_bytes_are_not_at_fault(raws
     assert "does not exist" in summary.failures[str(raws / "a.dng")]
     assert "bytes of a raw that failed" in summary.failures[str(raws / "bad2.dng")]
     assert outputs(raws).keys() == {"trip/b.dng", "trip/c.dng", "z.dng"}
+
+
+def test_a_duplicate_that_cannot_be_given_what_its_like_has_is_made_by_itself_or_fails(
+    raws: Path, engine: Engine
+) -> None:
+    """It was set aside again, for ever, since what its bytes become was known."""
+    out = raws.with_name("out")
+    for original, duplicate in (("a.dng", "x/a.dng"), ("trip/b.dng", "y.dng"), ("trip/c.dng", "z.dng")):
+        (raws / duplicate).parent.mkdir(exist_ok=True)
+        shutil.copy(raws / original, raws / duplicate)
+    out.mkdir()
+    (out / "x").write_bytes(b"a file where a folder should be")
+    rounds: list[list[str]] = []
+
+    def read(path: Path) -> RawImage:
+        if path.name == "c.dng":
+            (out / "trip" / "b.dng").unlink()
+            write_raw(raws / "z.dng", seed=9)
+        return read_raw(path)
+
+    def make_all(
+        jobs: Iterator[Job], total: int, staging: Path
+    ) -> Generator[tuple[Job, Result, Status, float], None, None]:
+        rounds.append([])
+        assert len(rounds) < 4
+        for result in one_after_another(denoising(engine, read=read))(jobs, total, staging):
+            rounds[-1].append(result[0].name)
+            yield result
+
+    summary = Summary(out)
+    with Ledger.open(out) as ledger, Events.open(out) as events:
+        archive = Archive(ledger, Product.of_denoiser(engine), summary, events)
+        archive.run(jobs_of([raws], out, ["dng"]), make_all)
+    assert rounds == [["a.dng", "trip/b.dng", "trip/c.dng"], ["x/a.dng", "y.dng", "z.dng"]]
+    assert (summary.done, summary.failures.keys()) == (5, {str(raws / "x" / "a.dng")})
+    (out / "x").unlink()
+    assert counts(run(raws, engine)) == (2, 4, 0)  # with the output of b.dng, which went away
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
@@ -479,20 +612,7 @@ def test_whenever_the_process_is_killed_the_next_run_ends_with_the_same_files(
 
 
 def test_a_file_that_a_killed_run_had_just_written_is_known_as_its_own(raws: Path, engine: Engine) -> None:
-    """A kill between the renaming of an output and its row in the ledger."""
-
-    class Killed(BaseException):
-        pass
-
-    class Deaf(Ledger):
-        def record(self, *entries: Any, known: Any = None) -> None:
-            raise Killed
-
-    out = raws.with_name("out")
-    with Deaf.open(out) as ledger, Events.open(out) as events:
-        archive = Archive(ledger, Product.of_denoiser(engine), Summary(out), events)
-        with pytest.raises(Killed):
-            archive.run(jobs_of([raws], out, ["dng"]), one_after_another(denoising(engine)))
+    run_and_kill_before_a_row(raws, engine, "dng")
     assert outputs(raws).keys() == {"a.dng"}
     assert counts(run(raws, engine)) == (3, 0, 0)
 

@@ -71,6 +71,16 @@ def test_globs_match_files_and_folders_at_any_depth(tree: Path) -> None:
         found(f"{tree}/*.arw")
 
 
+def test_a_glob_that_matches_the_output_folder_leaves_it_out(tree: Path) -> None:
+    """The second run of a command whose first made that folder."""
+    before = find_raws([f"{tree}/*"], tree / "out")
+    (tree / "out").mkdir()
+    (tree / "out" / "a.dng").touch()
+    assert find_raws([f"{tree}/*"], tree / "out") == before != []
+    with pytest.raises(ConfigError, match="is the folder of the raw files itself"):
+        find_raws([tree / "out"], tree / "out")
+
+
 def test_lists_name_files_and_folders_from_their_own_place(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("raws/b.CR2\r\n\nraws/2024 ünïcode 日本\n" + f"{tree}/a.dng\nraws/gone.dng")
     names = ["raws/2024 ünïcode 日本/é à.nef", "raws/a.dng", "raws/b.CR2", "raws/gone.dng"]
@@ -164,3 +174,14 @@ def test_sidecars_go_along_are_brought_up_to_date_and_never_overwrite_an_edit(
     assert (out / "a.xmp").read_text() == "adobe, with stars"
     assert (out / "a.dng.xmp").read_text() == "darktable again"
     assert (out / "a.exr.xmp").read_text() == "edited beside the output"
+
+    # A run that is killed in the middle of a copy, and before it could say that another is its own.
+    with Ledger.open(out) as ledger:
+        ledger.connection.execute("DELETE FROM inputs WHERE path = ?", (str(out / "a.xmp"),))
+    half = out / ".stillgrain" / "sidecar.tmp"
+    half.write_text("half")
+    half.chmod(0o444)
+    run()
+    (raws / "a.xmp").write_text("adobe, once more")
+    run()
+    assert (out / "a.xmp").read_text() == "adobe, once more"

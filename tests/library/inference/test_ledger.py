@@ -85,7 +85,7 @@ def test_a_row_gives_way_to_a_newer_one_of_the_same_output_and_equal_inputs_have
         keys = ledger.keys()
     assert {row.key for row in keys.values()} == {other.key, twin.key}
     assert twin.key == DONE.key != other.key
-    assert keys[DONE.output_path] == (other.key, "done", 6, "c" * 64, None)
+    assert keys[DONE.output_path] == (other.key, "done", 6, other.output_mtime_ns, "c" * 64, None)
 
 
 def test_what_is_known_of_a_raw_comes_with_its_outputs_or_not_at_all(tmp_path: Path):
@@ -106,6 +106,14 @@ def test_what_a_run_was_about_to_write_is_known_as_its_own(tmp_path: Path):
         ledger.claim(["b.dng", "c/d.dng", "b.dng"])
     with Ledger.open(tmp_path) as ledger:
         assert ledger.claims() == {DONE.output_path, "b.dng", "c/d.dng"}
+
+
+def test_a_path_is_not_its_own_where_nothing_was_made_and_nothing_lies(tmp_path: Path):
+    other = replace(FAILED, output_path="other.dng")
+    with Ledger.open(tmp_path) as ledger:
+        ledger.claim([DONE.output_path, FAILED.output_path, other.output_path])
+        ledger.record(DONE, FAILED, other, vacant=[FAILED.output_path])
+        assert ledger.claims() == {DONE.output_path, other.output_path}
 
 
 def test_a_ledger_can_be_read_while_it_is_written_and_afterwards(tmp_path: Path):
