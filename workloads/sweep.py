@@ -353,7 +353,10 @@ class _Watcher(_OfThisDriver, tune.Callback):
     def _end(self, trial: Trial, status: Status) -> None:
         trial.status = status
         trial.seconds += time.monotonic() - self._since.pop(trial.index, time.monotonic())
-        self._ledger.save()
+        try:
+            self._ledger.save()
+        except StillgrainError as error:
+            self.error = error  # another driver has this sweep; Tune would take it for the trial's failure
         self._show()
 
     def _show(self) -> None:

@@ -66,20 +66,13 @@ def whole_folder(path: str | Path | UPath, *, last: str | None = None) -> Iterat
             _replace(Path(folder), path, last)
         return
     path = Path(path)
-    temporary, old = _beside(path), _beside(path)
-    temporary.mkdir(parents=True)
-    try:
+    with _made_beside(path) as (temporary, old):
         yield temporary
         _sync_folder(temporary)
         if path.is_dir():
             os.rename(path, old)
         os.rename(temporary, path)
         _sync(path.parent)
-    finally:
-        if old.exists() and not path.exists():
-            os.rename(old, path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -99,9 +92,7 @@ def folder_made_once(path: str | Path | UPath, *, last: str) -> Iterator[Path]:
                 _send_folder(Path(folder), path, last)
         return
     path = Path(path)
-    temporary, old = _beside(path), _beside(path)
-    temporary.mkdir(parents=True)
-    try:
+    with _made_beside(path) as (temporary, old):
         yield temporary
         _sync_folder(temporary)
         if path.is_dir() and not (path / last).exists():
@@ -112,7 +103,19 @@ def folder_made_once(path: str | Path | UPath, *, last: str) -> Iterator[Path]:
             if not (path / last).exists():
                 raise
         _sync(path.parent)
+
+
+@contextmanager
+def _made_beside(path: Path) -> Iterator[tuple[Path, Path]]:
+    """A folder to be filled beside `path`, and a name for what `path` was, which comes back if nothing takes its place.
+    Neither is left."""
+    temporary, old = _beside(path), _beside(path)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary, old
     finally:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
