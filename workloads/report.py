@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from upath import UPath
 
 from library.errors import DataError
-from library.files.places import place
+from library.files.places import place, read_text
 from library.inference.ledger import Entry, Ledger
 from library.rate_distortion import decibels
 from library.training.recorder import read_metrics
@@ -118,14 +118,14 @@ def write_run_report(
         model=model.facts if model else [],
         archives=[_archive(Path(archive)) for archive in archives],
         steps=[(step.command, _duration(step.seconds)) for step in steps],
-        config=config.read_text(encoding="utf-8") if config.exists() else None,
+        config=read_text(config) if config.exists() else None,
         bpp=_BPP,
         domains=f"{DOMAINS} {MASK}",
     )
 
 
 def _json(path: UPath) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return json.loads(read_text(path)) if path.exists() else {}
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------

@@ -41,6 +41,17 @@ def is_local(path: str | Path | UPath) -> TypeGuard[Path]:
     return isinstance(path, Path)
 
 
+def read_text(file: Path | UPath) -> str:
+    """What a file in UTF-8 holds at one moment, though others may replace it meanwhile.
+
+    `UPath.read_text` asks an object store twice, for the length and for the bytes, and fails for a file that was
+    replaced in between.
+
+    raises  OSError, UnicodeDecodeError
+    """
+    return file.read_text(encoding="utf-8") if is_local(file) else file.fs.cat_file(file.path).decode("utf-8")
+
+
 def local_copy(folder: UPath, *, last: str) -> Path:
     """A folder that never changes, in this machine's own file system: itself, or a copy kept in the user's cache.
 

@@ -11,6 +11,7 @@ from upath import UPath
 
 from library.errors import StillgrainError
 from library.files.atomic import whole_file
+from library.files.places import read_text
 
 _FILE = "writer.json"
 
@@ -36,7 +37,7 @@ class Writer:
 
     def check(self) -> None:
         """raises  StillgrainError when another process has claimed the folder since"""
-        writer = json.loads((self._folder / _FILE).read_text(encoding="utf-8"))
+        writer = json.loads(read_text(self._folder / _FILE))
         if writer["token"] != self._token:
             raise StillgrainError(
                 f"{self._folder}: process {writer['process']} on {writer['host']} has started to write this "

@@ -13,7 +13,7 @@ from pathlib import Path
 from upath import UPath
 
 from library.files.atomic import whole_file, whole_folder
-from library.files.places import is_local, place, remove_folder
+from library.files.places import is_local, place, read_text, remove_folder
 from library.files.writer import Writer
 from library.training.checkpoint import STATE_FILE, checkpoints
 from library.training.loggers import Logger
@@ -115,7 +115,7 @@ class Recorder:
 def read_metrics(run_folder: str | Path | UPath) -> list[dict]:
     """The lines of `metrics.jsonl`: step, split, name, value. A last line cut short by a kill is left out."""
     try:
-        text = (place(run_folder) / METRICS_FILE).read_text(encoding="utf-8")
+        text = read_text(place(run_folder) / METRICS_FILE)
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -101,9 +101,8 @@ def test_several_workers_learn_what_one_learns(workers: int, undisturbed: Path, 
 def test_a_run_of_two_workers_goes_on_with_another_number(
     workers: int, ray_cluster: str, undisturbed: Path, scenes: Path, tmp_path: Path
 ) -> None:
-    driver = Driver(tiny(scenes, tmp_path, "run", scaling={"workers": 2}), ray_cluster)
-    assert driver.wait_for_step(10)
-    driver.end()
+    with Driver(tiny(scenes, tmp_path, "run", scaling={"workers": 2}), ray_cluster) as driver:
+        assert driver.wait_for_step(10)
     begun = read_metrics(tmp_path / "run")
     folder = train(tiny(scenes, tmp_path, "run", scaling={"workers": workers}))
     assert read_metrics(folder)[:8] == begun[:8]
@@ -115,9 +114,8 @@ def test_an_object_store_holds_a_run_that_was_killed_as_a_folder_does(
     ray_cluster: str, s3: str, undisturbed: Path, scenes: Path, tmp_path: Path
 ) -> None:
     settings = {**tiny(scenes, tmp_path, "run"), "storage": f"{s3}/runs"}
-    driver = Driver(settings, ray_cluster, folder=tmp_path)
-    assert driver.wait_for_step(6)
-    driver.end()
+    with Driver(settings, ray_cluster, folder=tmp_path) as driver:
+        assert driver.wait_for_step(6)
     folder = train(settings)
     assert str(folder) == f"{s3}/runs/run"
     assert_same_run(folder, undisturbed)

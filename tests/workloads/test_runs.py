@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -569,6 +570,25 @@ def test_a_broken_run_in_an_object_store_is_shown_as_such(in_memory: UPath):
     assert {name for name, word in status.items() if word == "broken"} == {"second", "early"}
     with pytest.raises(ConfigError, match="'second' is broken"):
         tag(str(in_memory), "second", ["x"])
+
+
+def test_a_run_in_an_object_store_is_read_while_it_is_written(remote: UPath):
+    """Each commit replaces the whole file there, so a reader that asks twice gets the length of one and no other."""
+    metrics = remote / "early" / "metrics.jsonl"
+    lines = metrics.read_bytes().splitlines(keepends=True)
+
+    def write() -> None:
+        for number in range(60):
+            metrics.write_bytes(b"".join(lines[: 1 + number % len(lines)]))
+        metrics.write_bytes(b"".join(lines))
+
+    with ThreadPoolExecutor() as pool:
+        writer = pool.submit(write)
+        while not writer.done():
+            assert 1 <= len(read_metrics(remote / "early")) <= len(lines)
+            assert find_run(str(remote), "early").status == "stopped early"
+    writer.result()
+    assert len(read_metrics(remote / "early")) == len(lines)
 
 
 def test_an_object_store_tells_when_a_run_changed(remote: UPath):

@@ -14,7 +14,7 @@ from upath import UPath
 
 from library.config import load
 from library.errors import ConfigError, DataError
-from library.files.places import place
+from library.files.places import place, read_text
 from workloads.runs.best import Best, best_of, directions, own_metric
 from workloads.runs.folder import CONFIG, METRICS, STATE, checkpoint_folders, modified, num_bytes
 
@@ -126,7 +126,7 @@ def _series(folder: UPath) -> Series:
     if not file.exists():
         return series
     try:
-        for text in file.read_text(encoding="utf-8").splitlines(keepends=True):
+        for text in read_text(file).splitlines(keepends=True):
             if text.endswith("\n"):  # a last line may be cut short by a kill
                 line = json.loads(text)
                 series.setdefault(f"{line['split']}/{line['name']}", []).append((line["step"], float(line["value"])))
@@ -139,7 +139,7 @@ def _progress(folder: UPath) -> dict[str, Any]:
     """Of the newest checkpoint whose state can be read."""
     for checkpoint in reversed(checkpoint_folders(folder)):
         try:
-            progress = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["progress"]
+            progress = json.loads(read_text(checkpoint / STATE))["progress"]
             return {"step": int(progress["step"])} | progress
         except (OSError, ValueError, KeyError, TypeError):
             continue

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from upath import UPath
 
+from library.files.places import read_text
 from workloads.runs.best import Best, best_of, direction, own_metric
 from workloads.runs.folder import checkpoint_folders
 from workloads.runs.read import Run
@@ -111,7 +112,7 @@ def _facts(run: Run) -> dict[str, Any]:
 def _bundle(folder: UPath) -> dict[str, Any] | None:
     """What the manifest says; a bundle is verified where it is used, not here."""
     try:
-        manifest = json.loads((folder / "bundle" / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads(read_text(folder / "bundle" / "manifest.json"))
         return {"step": manifest["step"], "digest": manifest["digest"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from upath import UPath
 
+from library.files.places import read_text
 from library.sealed import library_versions
 from workloads.charts import AXIS, INK, SERIES, new_axes, themed_svg
 from workloads.sweeps.results import Results, TrialResult, shown
@@ -53,8 +54,8 @@ def write_sweep_page(results: Results) -> UPath:
             ("Seed", str(results.config["seed"])),
             ("Versions", ", ".join(f"{name} {version}" for name, version in library_versions().items())),
         ],
-        config=(results.folder / "sweep.yaml").read_text(encoding="utf-8"),
-        base=(results.folder / "base.yaml").read_text(encoding="utf-8"),
+        config=read_text(results.folder / "sweep.yaml"),
+        base=read_text(results.folder / "base.yaml"),
     )
 
 

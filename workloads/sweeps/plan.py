@@ -10,7 +10,7 @@ import yaml
 from library.config import config_difference, dotted, replaced, to_yaml, validate
 from library.errors import ConfigError
 from library.files.atomic import whole_file
-from library.files.places import place
+from library.files.places import place, read_text
 from workloads.launch import LaunchConfig
 from workloads.run import read_config
 from workloads.sweeps.population import Pbt, Population
@@ -97,7 +97,7 @@ class Plan:
         for file, text in (("sweep.yaml", to_yaml(self.config)), ("base.yaml", to_yaml(self.base))):
             path = self.config.folder / file
             if path.exists():
-                there = yaml.safe_load(path.read_text(encoding="utf-8"))
+                there = yaml.safe_load(read_text(path))
                 if difference := config_difference(there, yaml.safe_load(text), may_change=_MAY_CHANGE[file]):
                     raise ConfigError(
                         f"name: the sweep '{self.config.name}' in {self.config.storage} has another {file}:\n"

@@ -17,6 +17,7 @@ from upath import UPath
 
 from library.errors import DataError
 from library.files.atomic import whole_file
+from library.files.places import read_text
 from library.files.writer import Writer
 from workloads.runs.read import Run, read_run
 from workloads.sweeps.space import Overrides
@@ -65,7 +66,7 @@ class Ledger:
         if not file.exists():
             return []
         try:
-            return [Trial(**line) for line in json.loads(file.read_text(encoding="utf-8"))]
+            return [Trial(**line) for line in json.loads(read_text(file))]
         except (OSError, ValueError, TypeError) as error:
             raise DataError(f"{file}: is no list of trials ({error})") from None
 
@@ -122,7 +123,7 @@ def metrics_of(run: Run) -> dict[str, float]:
 
 def _costs(run: Run) -> dict[str, float]:
     try:
-        manifest = json.loads((run.folder / "bundle" / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads(read_text(run.folder / "bundle" / "manifest.json"))
     except (OSError, ValueError):
         return {}
     # A codec's are by its parts.
