@@ -23,12 +23,12 @@ from library.codec_bundle import CodecBundle
 from library.config import Component, Location, config_difference, to_yaml
 from library.errors import ConfigError, StillgrainError
 from library.files.atomic import whole_file
-from library.files.places import place
+from library.files.places import place, read_text
 from library.training.checkpoint import checkpoints, read_progress
 from library.training.loop import TrainingConfig
 from library.training.recorder import Recorder, read_metrics
 from library.training.world import World
-from workloads import progress, ray_train, report
+from workloads import progress, ray_train
 from workloads.ray_session import ray_session, wait_for_room
 
 # Where the work is done, where it is kept, who watches it and what people say of it does not change what is computed.
@@ -146,6 +146,10 @@ def _launch(config: LaunchConfig, prepare: Callable[[UPath], UPath], host: Host)
                     wait_for_room(scaling.min_workers or scaling.workers, each, config.start_within_s)
                     ray_train.run_workers(run_worker, job, config.scaling, host.callbacks)
     if not (folder / "report.html").exists():
+        from workloads import (
+            report,
+        )  # here, since workers need no charts: two of the six seconds that they take to start
+
         report.write_run_report(folder)
     lines = [line for line in read_metrics(folder) if line["split"] == "val"]
     metrics = {f"val/{line['name']}": line["value"] for line in lines if line["step"] == lines[-1]["step"]}
@@ -215,7 +219,7 @@ def claim(config: LaunchConfig) -> None:
     """
     file = config.run_folder / "run.yaml"
     if file.exists():
-        there = yaml.safe_load(file.read_text(encoding="utf-8"))
+        there = yaml.safe_load(read_text(file))
         if difference := config_difference(there, yaml.safe_load(to_yaml(config)), may_change=_MAY_CHANGE):
             raise ConfigError(
                 f"name: the run '{config.name}' in {config.storage} has another config:\n{difference}\n"
