@@ -33,7 +33,6 @@ from pydantic_core import PydanticCustomError
 from upath import UPath
 
 from library.errors import ConfigError
-from library.files.places import read_text
 
 
 class Frozen(BaseModel):
@@ -199,7 +198,7 @@ def load(path: str | Path | UPath, overrides: Sequence[str] = ()) -> dict[str, A
     raises     ConfigError for a missing file, bad YAML, or a word that cannot be applied
     """
     try:
-        text = read_text(Path(path) if isinstance(path, str) else path)
+        text = (Path(path) if isinstance(path, str) else path).read_text(encoding="utf-8")
     except OSError as error:
         # Stores of other machines raise the same errors, without the operating system's words for them.
         reason = error.strerror or type(error).__name__

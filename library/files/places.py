@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 from upath import UPath
 
@@ -41,7 +41,7 @@ def is_local(path: str | Path | UPath) -> TypeGuard[Path]:
     return isinstance(path, Path)
 
 
-def read_text(file: Path | UPath) -> str:
+def read_text(file: UPath) -> str:
     """What a file in UTF-8 holds at one moment, though others may replace it meanwhile.
 
     `UPath.read_text` asks an object store twice, for the length and for the bytes, and fails for a file that was
@@ -49,7 +49,9 @@ def read_text(file: Path | UPath) -> str:
 
     raises  OSError, UnicodeDecodeError
     """
-    return file.read_text(encoding="utf-8") if is_local(file) else file.fs.cat_file(file.path).decode("utf-8")
+    if is_local(file):
+        return file.read_text(encoding="utf-8")
+    return cast(bytes, file.fs.cat_file(file.path)).decode("utf-8")
 
 
 def local_copy(folder: UPath, *, last: str) -> Path:
