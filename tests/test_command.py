@@ -1,4 +1,4 @@
-"""The command as a person meets it: in a process of its own, with exit codes, messages and silence where due."""
+"""The command as a person meets it: with exit codes, messages and silence where due."""
 
 from __future__ import annotations
 
@@ -10,25 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.command import ROOT, assert_refused, stillgrain, stillgrain_alone
+
 DEMO = "workloads/configs/denoise_demo.yaml"
 
 
-def stillgrain(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stillgrain", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-
-
-def assert_refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:
-    assert result.returncode == 2, result.stderr
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    for part in parts:
-        assert part in result.stderr
-
-
 def test_check_prints_the_resolved_config_as_yaml_and_starts_nothing(tmp_path: Path) -> None:
-    result = stillgrain("check", DEMO, "optim.lr=1e-4", f"storage={tmp_path / 'runs'}")
+    result = stillgrain_alone("check", DEMO, "optim.lr=1e-4", f"storage={tmp_path / 'runs'}")
     resolved = yaml.safe_load(result.stdout)
     assert result.returncode == 0
     assert resolved["optim"]["lr"] == 1e-4
@@ -62,7 +50,7 @@ def test_a_bad_word_is_refused_in_one_message_that_names_the_key(word: str, part
 
 
 def test_debug_adds_the_traceback_and_keeps_the_exit_code() -> None:
-    result = stillgrain("check", DEMO, "steps=many", "--debug")
+    result = stillgrain_alone("check", DEMO, "steps=many", "--debug")
     assert result.returncode == 2
     assert "Traceback" in result.stderr
 
@@ -93,7 +81,7 @@ def test_denoise_makes_files_skips_what_is_done_and_survives_a_bad_one(
 ) -> None:
     (tmp_path / "broken.cr2").write_bytes(b"II*\0 not a raw")
     words = ("denoise", raw_dng, tmp_path / "broken.cr2", "-o", tmp_path / "out", "--bundle", small_bundle)
-    first = stillgrain(*words)
+    first = stillgrain_alone(*words)
     assert first.returncode == 1
     assert "1 denoised, 0 done before, 1 failed" in first.stdout
     assert "broken.cr2" in first.stdout

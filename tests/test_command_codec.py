@@ -1,4 +1,4 @@
-"""Compressing from the command line: encode, decode and info, in processes of their own."""
+"""Compressing from the command line: encode in a process of its own; decode and info in another."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from library.codec_bundle import write_codec_bundle
 from library.codecs import rawcodec
 from library.files.raw import read_raw
-from tests.test_command import assert_refused, stillgrain
+from tests.command import assert_refused, stillgrain, stillgrain_alone
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def coded(bundle: Path, raw_dng: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("coded") / "photo.sgr"
     words = ("--quality", "40", "--tile", "64", "--thumbnail", "--verify")
-    result = stillgrain("encode", raw_dng, "-o", path, "--bundle", bundle, *words)
+    result = stillgrain_alone("encode", raw_dng, "-o", path, "--bundle", bundle, *words)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"{path}: {path.stat().st_size:,} bytes, quality 40, ")
     assert "bpp" in result.stdout
