@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 from pathlib import Path
 
@@ -70,17 +69,16 @@ def test_two_workers_count_and_revive_the_priors_that_one_does(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_workers_end_with_the_same_bits_when_a_worker_and_the_driver_are_killed(
+def test_two_workers_end_with_the_same_bits_when_one_is_killed(
     ray_cluster: str, on_two: RunResult, big_scenes: Path, tmp_path: Path
 ) -> None:
-    rng, gone = random.Random(0), workers_of(ray_cluster)
+    """Codecs have states of their own. All else that can be killed, test_kills kills."""
+    gone = workers_of(ray_cluster)
     with Driver(settings(big_scenes, tmp_path, **LONGER, **TWO), ray_cluster) as driver:
         assert driver.wait_for_step(1)
         workers = sorted(workers_of(ray_cluster) - gone)
-        assert driver.wait_for_step(rng.randrange(6, 20))
-        os.kill(rng.choice(workers), signal.SIGKILL)
-        assert driver.wait_for_step(rng.randrange(25, 50))
-        driver.kill()
+        assert driver.wait_for_step(26)  # after a validation and checkpoints, and between two
+        os.kill(workers[0], signal.SIGKILL)
         assert differences(driver.finish(), on_two.folder) == []
 
 
