@@ -54,28 +54,37 @@ def read_text(file: UPath) -> str:
     return cast(bytes, file.fs.cat_file(file.path)).decode("utf-8")
 
 
-def local_copy(folder: UPath, *, last: str) -> Path:
-    """A folder that never changes, in this machine's own file system: itself, or a copy kept in the user's cache.
+def local_copy(folder: UPath, *, last: str, replaced: bool = False) -> Path:
+    """A folder in this machine's own file system: itself, or a copy kept in the user's cache, one for each content.
 
-    folder   its path names its content, so that a copy made once is right for ever
-    last     name of the file that is written there after all others: what lacks it, there or in the cache, is a part
-    raises   DataError where only a part is there to be copied
+    folder    its path names its content, unless `replaced`
+    last      name of the file that is written there after all others: what lacks it, there or in the cache, is a part
+    replaced  whether other content may take its place, of which `last` tells by its bytes; then it must still be there
+    raises    DataError where only a part is there to be copied
     """
     if is_local(folder):
         return folder
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "stillgrain"
-    copy = cache / f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}"
+    content = b""
+    if replaced:
+        _check_whole(folder, last)
+        content = cast(bytes, folder.fs.cat_file((folder / last).path))
+    copy = cache / f"{folder.name}-{hashlib.sha256(str(folder).encode() + content).hexdigest()[:16]}"
     if not (copy / last).exists():
         # Before the others are listed: those that arrive after the listing began would be missing in the copy.
-        if not (folder / last).exists():
-            raise DataError(
-                f"{folder}: holds no {last}, so it is not whole: what writes it was killed, or has not ended; run that "
-                "again, or wait for it"
-            )
+        _check_whole(folder, last)
         # Another worker of this machine may be quicker; then its copy stays, which may be in use.
         with folder_made_once(copy, last=last) as temporary:
             folder.fs.get(f"{folder.path}/", f"{temporary}/", recursive=True)
     return copy
+
+
+def _check_whole(folder: UPath, last: str) -> None:
+    if not (folder / last).exists():
+        raise DataError(
+            f"{folder}: holds no {last}, so it is not whole: what writes it was killed, or has not ended; run that "
+            "again, or wait for it"
+        )
 
 
 def remove_folder(path: UPath) -> None:

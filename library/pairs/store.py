@@ -64,7 +64,7 @@ class PairStore:
         raises    DataError when the folder holds no index of this format; ConfigError for an unknown method
         """
         self._source = place(folder)
-        self.folder = local_copy(self._source, last=INDEX)
+        self.folder = local_copy(self._source, last=INDEX, replaced=True)  # a tree is prepared again in its place
         self.pairs: list[Pair] = [row for row in read_index(self.folder) if isinstance(row, Pair)]
         self.images: list[int] = [i for i, pair in enumerate(self.pairs) if pair.is_one_image]
         self.digest: str = index_digest(self.pairs)

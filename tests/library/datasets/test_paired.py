@@ -17,9 +17,9 @@ from library.errors import ConfigError, DataError
 from library.files.places import place, remove_folder
 from library.ops.cfa import pack_cfa, sample_cfa
 from library.ops.color import XYZ_TO_LIN_REC2020, camera_rgb_to_lin_rec2020
-from library.pairs.index import Pair, write_index
+from library.pairs.index import INDEX, Pair, write_index
 from library.pairs.masks import pack_mask
-from library.pairs.store import mask_file
+from library.pairs.store import PairStore, mask_file
 from tests.prepared_pairs import PAIR, smooth_scene, write_pair
 
 SIZE = (216, 240)
@@ -321,6 +321,21 @@ def test_a_part_of_a_prepared_folder_in_a_uri_is_refused_with_the_copy_that_is_t
     remove_folder(place(copy))
     batches = [data.batch(0, range(2), batch_size=2) for data in (config.open(folder, seed=0), opened())]
     assert torch.equal(batches[0].noisy, batches[1].noisy)
+
+
+def test_a_tree_in_a_uri_that_is_prepared_again_is_what_is_read(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its path stays the same, and this machine once kept to the copy that it had."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = place(f"memory:/{tmp_path}/prepared")
+    first = opened().store
+    folder.fs.put(f"{first.folder}/", f"{folder.path}/", recursive=True)
+    assert PairStore(folder).digest == first.digest
+    write_index(tmp_path / "fewer", first.pairs[:-1])
+    folder.fs.put_file(str(tmp_path / "fewer" / INDEX), (folder / INDEX).path)
+    assert PairStore(folder).digest != first.digest
+    assert PairStore(folder).digest == PairStore(folder).digest
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,22 @@ def test_folders_of_the_same_name_in_two_places_have_two_copies(tmp_path: Path, 
     assert contents(second).keys() == {"two"}
 
 
+def test_a_folder_that_was_replaced_in_its_place_has_a_new_copy_and_no_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = written(place(f"memory:/{tmp_path}/tree"), "a", "index")
+    first = local_copy(folder, last="index", replaced=True)
+    assert local_copy(folder, last="index", replaced=True) == first
+    (folder / "b").write_text("content of b")
+    (folder / "index").write_text("a, b")
+    assert contents(local_copy(folder, last="index", replaced=True)).keys() == {"a", "b", "index"}
+    assert contents(first).keys() == {"a", "index"}, "it may be in use"
+    remove_folder(folder)
+    with pytest.raises(DataError, match="holds no index"):
+        local_copy(folder, last="index", replaced=True)
+
+
 def test_a_copy_that_fails_halfway_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = written(place(f"memory:/{tmp_path}/scenes"), "a", "b")
