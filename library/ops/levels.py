@@ -54,7 +54,7 @@ def quantize(values: Tensor) -> Tensor:
     values   (...) DN, finite
     returns  (...) uint16
     """
-    return values.round().clamp(0, torch.iinfo(torch.uint16).max).to(torch.uint16)
+    return values.round().clamp_(0, torch.iinfo(torch.uint16).max).to(torch.uint16)
 
 
 def file_levels(black_level: np.ndarray, white_level: float, *, room: int) -> tuple[np.ndarray, int]:

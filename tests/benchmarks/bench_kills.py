@@ -33,7 +33,7 @@ def main() -> int:
             workers = 1 + seed % 2
             start = time.monotonic()
             with Driver(run_config(scenes, Path(work, f"seed-{seed}"), workers), nodes.address) as driver:
-                killed = kill_at_random(driver, nodes, random.Random(seed), num_kills=4)
+                killed = kill_at_random(driver, nodes, random.Random(seed))
                 found = differences(driver.finish(), undisturbed[workers])
             times.append(time.monotonic() - start)
             kills += len(killed)
