@@ -174,7 +174,7 @@ def _prepare(
 ) -> Prepared:
     inside = _inside(file.resolve(), travels.folder)
     if inside is None or inside not in travels:
-        why = "lies outside it" if inside is None else ".gitignore or .rayignore names it"
+        why = "it lies outside" if inside is None else ".gitignore or .rayignore names it"
         raise SubmitError(f"{file}: does not travel with the working directory {travels.folder}, since {why}: move it")
     words = [*words, *point]
     _refuse_secrets(file, words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.command import stillgrain
 from workloads.run import read_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +47,22 @@ def test_every_config_that_is_run_there_validates() -> None:
         words = shlex.split(command.split("#")[0])
         start = words.index("run") + 1
         read_config(ROOT / words[start], words[start + 1 :])
+
+
+def test_every_job_that_is_submitted_there_is_taken(tmp_path: Path) -> None:
+    """In their order, since one waits for another. A reader's own folder is one file here."""
+    queue = ("--queue", tmp_path / "queue")
+    pages = README + (ROOT / "cluster" / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^stillgrain (submit .*)$", pages, re.MULTILINE)
+    assert len(commands) >= 6
+    for command in commands:
+        words = command.split("#")[0].replace(
+            "experiments/", "workloads/configs/denoise_rawnind.yaml storage=/shared/runs name=mine"
+        )
+        result = stillgrain(*shlex.split(words), *queue)
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+    jobs = json.loads(stillgrain("queue", "status", "--json", *queue).stdout)["jobs"]
+    assert {job["name"] for job in jobs} >= {"first", "infer", "demo-lr-1e-3-seed-0"}
 
 
 def test_every_path_of_the_tree_exists() -> None:

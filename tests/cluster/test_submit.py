@@ -201,7 +201,7 @@ def test_a_secret_of_this_environment_is_found_wherever_it_hides(
 def test_a_config_that_does_not_travel_is_refused(working_dir: Path) -> None:
     outside = working_dir.parent / "outside.yaml"
     ignored = working_dir / "runs" / "ignored.yaml"
-    for file, why in ((outside, "lies outside it"), (ignored, "names it")):
+    for file, why in ((outside, "it lies outside"), (ignored, "names it")):
         file.write_text((working_dir / "configs" / "simulate.yaml").read_text())
         with pytest.raises(SubmitError, match=why):
             submit([file], resolve=resolve, folder=working_dir.parent / "queue", working_dir=working_dir)

@@ -22,7 +22,8 @@ class BilinearDemosaic(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("weight", _impulse_responses(), persistent=False)
+        weight = _impulse_responses().to(torch.get_default_device())
+        self.register_buffer("weight", weight, persistent=False)
 
     def forward(self, packed: Tensor) -> Tensor:
         return F.pixel_shuffle(F.conv2d(F.pad(packed, (1, 1, 1, 1), mode="replicate"), self.weight), 2)
@@ -30,7 +31,9 @@ class BilinearDemosaic(nn.Module):
 
 def _impulse_responses() -> Tensor:
     """(12, 4, 3, 3): the convolution's weights, read off the op itself by giving it one impulse per plane."""
-    impulses = torch.zeros(4, 4, 7, 7)
+    # Not on the meta device, where configs build their models to ask for shapes: its `arange` brings torch's whole
+    # compiler, for two seconds.
+    impulses = torch.zeros(4, 4, 7, 7, device="cpu")
     for plane in range(4):
         impulses[plane, plane, 3, 3] = 1
     responses = F.pixel_unshuffle(demosaic_bilinear(unpack_cfa(impulses)), 2)[..., 2:5, 2:5]

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from library.config import Component
 from library.entropy.tables import FrequencyTables
-from library.models.blocks.reach import probe_reach
+from library.models.blocks.reach import asking, probe_reach
 from library.models.blocks.trainable import Trainable
 
 NUM_QUALITIES = 64
@@ -33,21 +33,21 @@ class CodecConfig(Component):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the codec's parameter groups, from input to output; found without weights."""
-        with torch.device("meta"):
-            return tuple(group.name for group in self.build().parameter_groups())
+        """Names of the codec's parameter groups, from input to output."""
+        with asking():
+            return tuple(group.name for group in self.thinnest().build().parameter_groups())
 
     @functools.cached_property
     def lattice(self) -> int:
         """Input pixels that a coded picture's sides, and the origins of its tiles, must be multiples of."""
-        with torch.device("meta"):
-            return self.build().lattice
+        with asking():
+            return self.thinnest().build().lattice
 
     @functools.cached_property
     def num_qualities(self) -> int:
         """Rates that one set of weights gives: 64, or 1."""
-        with torch.device("meta"):
-            return self.build().num_qualities
+        with asking():
+            return self.thinnest().build().num_qualities
 
     def thinnest(self) -> CodecConfig:
         """The same codec with as few channels as its layers allow: it looks as far, and is quicker to ask."""
@@ -170,7 +170,7 @@ class CodecModel(Trainable):
         run: Callable[[CodecModel, Tensor, Conditions], Tensor],
     ) -> int:
         """Found by asking the thinnest such codec, which looks as far. None: as many channels as it has latents."""
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        with asking():
             model = self.config.thinnest().build().eval()
             return probe_reach(
                 lambda x: run(model, x, _some_conditions(len(x))),

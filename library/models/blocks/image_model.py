@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from library.config import Component
-from library.models.blocks.reach import Geometry, probe_geometry, smallest_side
+from library.models.blocks.reach import Geometry, asking, probe_geometry, smallest_side
 from library.models.blocks.trainable import Trainable
 
 
@@ -21,16 +21,15 @@ class ModelConfig(Component):
 
     @property
     def lattice(self) -> int:
-        """Input pixels that an image's sides must be multiples of; found from shapes alone, without weights."""
-        with torch.device("meta"):
-            model = self.build()
-        return smallest_side(model, model.in_channels, model.scale)
+        """Input pixels that an image's sides must be multiples of; found once per process on the thinnest such
+        network."""
+        return measured_lattice(type(self), self.thinnest().model_dump_json())
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the model's parameter groups, from input to output; found without weights."""
-        with torch.device("meta"):
-            return tuple(group.name for group in self.build().parameter_groups())
+        """Names of the model's parameter groups, from input to output."""
+        with asking():
+            return tuple(group.name for group in self.thinnest().build().parameter_groups())
 
     @property
     def geometry(self) -> Geometry:
@@ -48,10 +47,17 @@ class ModelConfig(Component):
 @functools.cache
 def measured_geometry(cls: type[ModelConfig], config: str) -> Geometry:
     """Geometry of the network that a config, as JSON, builds."""
-    # Asking a model must not change the random numbers that its weights or data are drawn from afterwards.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with asking():
         model = cls.model_validate_json(config).build()
         return probe_geometry(model, model.in_channels, model.scale)
+
+
+@functools.cache
+def measured_lattice(cls: type[ModelConfig], config: str) -> int:
+    """Lattice of the network that a config, as JSON, builds."""
+    with asking():
+        model = cls.model_validate_json(config).build()
+        return smallest_side(model, model.in_channels, model.scale)
 
 
 class ImageModel(Trainable):

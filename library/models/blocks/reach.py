@@ -8,8 +8,9 @@ modulo 2^k).
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,17 @@ class Geometry(NamedTuple):
         return -(-self.reach // self.lattice) * self.lattice
 
 
+@contextlib.contextmanager
+def asking() -> Iterator[None]:
+    """For a network that is built to be asked something: on the CPU, and without changing the random numbers that
+    weights and data are drawn from afterwards.
+
+    Not on the meta device, much of which is written in Python: it imports torch's compiler, for two seconds.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        yield
+
+
 def probe_geometry(model: nn.Module, in_channels: int, scale: int) -> Geometry:
     """Reach and lattice of a network in input pixels.
 
@@ -38,7 +50,7 @@ def probe_geometry(model: nn.Module, in_channels: int, scale: int) -> Geometry:
     raises   ValueError when every output depends on every input (global pooling), which no tiling can honour
     """
     probe = copy.deepcopy(model).float().cpu().eval()
-    lattice = smallest_side(copy.deepcopy(probe).to("meta"), in_channels, scale)
+    lattice = smallest_side(probe, in_channels, scale)
     width = max(256, 8 * lattice)
     while width <= _WIDEST_PROBE:
         positions = torch.arange(2 * lattice) + (width // 2 // lattice - 1) * lattice
@@ -98,12 +110,13 @@ def _inputs_of(output: int, period: int, outputs_per_period: int) -> tuple[int, 
     return first, -(-(output + 1) * period // outputs_per_period) - 1
 
 
+@torch.no_grad()
 def smallest_side(model: nn.Module, in_channels: int, scale: int) -> int:
-    """The smallest square that a network on the meta device takes: with less, a pooling has nothing left or a skip does
-    not fit."""
+    """The smallest square that a network on the CPU takes: with less, a pooling has nothing left or a skip does not
+    fit."""
     for side in range(1, _LARGEST_LATTICE + 1):
         try:
-            y = model(torch.empty(1, in_channels, side, side, device="meta"))
+            y = model(torch.zeros(1, in_channels, side, side))
         except RuntimeError:
             continue
         if y.shape[-2:] == (scale * side, scale * side):
