@@ -146,9 +146,8 @@ def _launch(config: LaunchConfig, prepare: Callable[[UPath], UPath], host: Host)
                     wait_for_room(scaling.min_workers or scaling.workers, each, config.start_within_s)
                     ray_train.run_workers(run_worker, job, config.scaling, host.callbacks)
     if not (folder / "report.html").exists():
-        from workloads import (
-            report,
-        )  # here, since workers need no charts: two of the six seconds that they take to start
+        # Here, since workers draw no charts: two of the six seconds that they took to start.
+        from workloads import report
 
         report.write_run_report(folder)
     lines = [line for line in read_metrics(folder) if line["split"] == "val"]

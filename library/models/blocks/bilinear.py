@@ -31,7 +31,7 @@ class BilinearDemosaic(nn.Module):
 
 def _impulse_responses() -> Tensor:
     """(12, 4, 3, 3): the convolution's weights, read off the op itself by giving it one impulse per plane."""
-    # Not on the meta device, where configs build their models to ask for shapes: its `arange` brings torch's whole
+    # Not on the meta device, where a bundle's weights are counted before they are loaded: its `arange` imports torch's
     # compiler, for two seconds.
     impulses = torch.zeros(4, 4, 7, 7, device="cpu")
     for plane in range(4):
