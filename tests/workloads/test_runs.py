@@ -572,8 +572,9 @@ def test_a_broken_run_in_an_object_store_is_shown_as_such(in_memory: UPath):
         tag(str(in_memory), "second", ["x"])
 
 
-def test_a_run_in_an_object_store_is_read_while_it_is_written(remote: UPath):
+def test_a_run_in_an_object_store_is_read_while_it_is_written(s3: str, storage: Path, tmp_path: Path):
     """Each commit replaces the whole file there, so a reader that asks twice gets the length of one and no other."""
+    remote = sent(storage, f"{s3}{tmp_path}/runs")
     metrics = remote / "early" / "metrics.jsonl"
     lines = metrics.read_bytes().splitlines(keepends=True)
 
