@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from library.files.dng import write_cfa_dng
 from library.files.metadata import ImageMetadata
 from library.models import nafnet
 from tests.scenes import paint_scenes
+
+# Ray's workers let all others go first (nice 15): beside two busy processes on two cores, two of them do not get as far
+# as their first step within four minutes, where they need half a minute otherwise.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 # The same examples every time; how long one takes says more about the machine than about us.
 settings.register_profile("stillgrain", deadline=None, derandomize=True)
