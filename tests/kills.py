@@ -81,8 +81,7 @@ class Nodes:
 
     def actors(self, name: str) -> list[Any]:
         """Those that are alive and have this in their class's name: pid and node_id."""
-        alive = [("state", "=", "ALIVE")]
-        return [a for a in list_actors(address=self.address, filters=alive) if name in a.class_name]
+        return _actors_of(self.address, name)
 
     def close(self) -> None:
         self.cluster.shutdown()
@@ -199,6 +198,15 @@ class Driver:
         code = self.process.wait(timeout)
         assert code == 0, f"the run ended with code {code}:\n{self.log.read_text()[-3000:]}"
         return self.run_folder
+
+
+def workers_of(address: str) -> set[int]:
+    """Process ids of the training workers of a Ray that are alive."""
+    return {actor.pid for actor in _actors_of(address, "TrainWorker")}
+
+
+def _actors_of(address: str, name: str) -> list[Any]:
+    return [a for a in list_actors(address=address, filters=[("state", "=", "ALIVE")]) if name in a.class_name]
 
 
 def kill_at_random(driver: Driver, nodes: Nodes, rng: random.Random) -> list[str]:

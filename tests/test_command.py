@@ -49,6 +49,16 @@ def test_a_bad_word_is_refused_in_one_message_that_names_the_key(word: str, part
     assert result.stderr.count("error:") == 1
 
 
+def test_a_worker_and_a_check_of_its_config_import_neither_charts_nor_the_compiler_of_torch() -> None:
+    """Either took two seconds of each start."""
+    code = (
+        "import sys; from workloads.run import read_config; read_config(sys.argv[1], []); "
+        "import workloads.denoise; print(*sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, DEMO], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"matplotlib.figure", "scipy", "torch._dynamo", "sympy"} & set(result.stdout.split())
+
+
 def test_debug_adds_the_traceback_and_keeps_the_exit_code() -> None:
     result = stillgrain_alone("check", DEMO, "steps=many", "--debug")
     assert result.returncode == 2

@@ -379,8 +379,7 @@ def upright(picture: np.ndarray, orientation: int) -> np.ndarray:
 def paste(picture: np.ndarray, top: int, left: int, samples: np.ndarray) -> None:
     """Put the samples of a patch where they belong."""
     height, width = samples.shape[:2]
-    # By torch, which is twice as fast as NumPy where channels come last here and first there.
-    torch.from_numpy(picture[top : top + height, left : left + width]).copy_(torch.from_numpy(samples))
+    picture[top : top + height, left : left + width] = samples
 
 
 def _paste_part(picture: np.ndarray, patch: Patch, top: int, left: int) -> None:

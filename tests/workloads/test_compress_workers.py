@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from ray.util.state import list_actors
 from upath import UPath
 
 from library.codec_bundle import load_codec
 from library.training.recorder import read_metrics
 from tests.codec_training import FINISH, MANYPRIORS, one_rate, paint_big_scenes, settings, train
-from tests.kills import Driver, differences
+from tests.kills import Driver, differences, workers_of
 from workloads.launch import RunResult
 
 LONGER = {"steps": 40, "then": [{**FINISH, "steps": 15}], "validate_every": 20, "checkpoint_every": 5}
@@ -80,9 +79,3 @@ def test_two_workers_end_with_the_same_bits_when_one_is_killed(
         assert driver.wait_for_step(12)  # between two checkpoints
         os.kill(workers[0], signal.SIGKILL)
         assert differences(driver.finish(), on_two.folder) == []
-
-
-def workers_of(address: str) -> set[int]:
-    """Process ids of the training workers that are alive."""
-    alive = list_actors(address=address, filters=[("state", "=", "ALIVE")])
-    return {actor.pid for actor in alive if "TrainWorker" in actor.class_name}

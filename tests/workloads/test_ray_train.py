@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from ray.util.state import list_actors
 from safetensors.torch import load
 
 from library.bundle import load_bundle
@@ -19,12 +18,10 @@ from library.config import validate
 from library.errors import ConfigError, DataError
 from library.training.checkpoint import checkpoints
 from library.training.recorder import read_metrics
-from tests.kills import Driver
+from tests.kills import Driver, workers_of
 from tests.workers import fail_as_a_user_can_mend, fail_as_code_does, train_and_weigh
 from workloads import denoise, ray_train
 from workloads.run import run
-
-ALIVE = [("state", "=", "ALIVE")]
 
 
 def tiny(scenes: Path, storage: Path, name: str, **changes: Any) -> dict[str, Any]:
@@ -106,7 +103,8 @@ def of_two(ray_cluster: str, scenes: Path, tmp_path_factory: pytest.TempPathFact
     storage = tmp_path_factory.mktemp("of_two")
     with Driver(tiny(scenes, storage, "run", scaling={"workers": 2}), ray_cluster) as driver:
         assert driver.wait_for_step(10)
-    while any(actor.class_name == "TrainWorker" for actor in list_actors(address=ray_cluster, filters=ALIVE)):
+        assert workers_of(ray_cluster)
+    while workers_of(ray_cluster):
         time.sleep(0.1)  # they end with their driver, a moment later
     return storage / "run"
 
